@@ -1,0 +1,29 @@
+// Package action holds the two things a step may ask to have done in a guest: run a script, write a file.
+//
+// An action is a value. It never reaches a guest by itself: internal/engine turns actions into one script
+// and has that script run.
+package action
+
+import "io/fs"
+
+// Action is a Run or a Write.
+type Action interface{ action() }
+
+// Run is a POSIX sh script, run as root with `set -eu` in force and the guest's hygiene variables
+// exported (LC_ALL=C, DEBIAN_FRONTEND=noninteractive, …). Its standard input is empty.
+type Run struct {
+	Title  string // what it does, for the progress line: "install the driver packages"
+	Script string
+}
+
+// Write puts Data at Path, owned by root, by a temporary name and a rename. The content found there
+// before gpuguest's first write is kept in the guest, so that it can be put back; a file that already
+// has this content and mode is left alone.
+type Write struct {
+	Path string
+	Mode fs.FileMode // permission bits only; 0 means 0644
+	Data []byte
+}
+
+func (Run) action()   {}
+func (Write) action() {}
