@@ -3,16 +3,23 @@
 // It is a pure function of facts, distribution and wish. It reaches no guest and reads no clock.
 package choice
 
+import (
+	"errors"
+
+	"gpuguest/distros"
+	"gpuguest/internal/facts"
+)
+
 // The words a user may say for each part of the choice.
 const (
-	SourceNVIDIA = "nvidia" // NVIDIA's network repository
-	SourceDistro = "distro" // the distribution's own packages
+	SourceNVIDIA = distros.SourceNVIDIA
+	SourceDistro = distros.SourceDistro
 
-	FlavorOpen        = "open"
-	FlavorProprietary = "proprietary"
+	FlavorOpen        = distros.FlavorOpen
+	FlavorProprietary = distros.FlavorProprietary
 
-	ModulesDKMS        = "dkms"
-	ModulesPrecompiled = "precompiled"
+	ModulesDKMS        = distros.ModulesDKMS
+	ModulesPrecompiled = distros.ModulesPrecompiled
 
 	RebootIfNeeded = "if-needed"
 	RebootNever    = "never"
@@ -39,10 +46,55 @@ type Want struct {
 // Choice is what was decided, and why.
 type Choice struct {
 	Source, Flavor, Modules string
-	Branch                  int      // 580
-	Version                 string   // full version when one was asked for or the source has only one; "" newest of the branch
-	Packages                []string // driver packages to install, names only, in order
-	Pin                     []string // packages that pin the branch, installed before
-	Why                     []string // one sentence a decision, in order
-	Warnings                []string // what the user should know although it goes on
+	Branch                  int                 // 580
+	Version                 string              // full version when one was asked for or the source has only one; "" newest of the branch
+	Packages                []string            // driver packages to install, names only, in order
+	Pin                     []string            // packages that pin the branch, installed before
+	Headers                 []string            // header packages for the next kernel and those after; nil with precompiled modules
+	Module                  string              // name of the module file: "nvidia", Debian's "nvidia-current"
+	DKMSName                string              // name in dkms status, "" not built by DKMS
+	License                 string              // what modinfo -F license says of a module of this flavor
+	Signed                  bool                // the modules come signed with a key that the guest's firmware trusts
+	Persistence             distros.Persistence // Package is a name, no template
+	GPUs                    []GPU               // what was decided for, in the order of the guest's
+	Why                     []string            // one sentence a decision, in order
+	Warnings                []string            // what the user should know although it goes on
 }
+
+// GPU is what the tables say of one GPU of the guest.
+type GPU struct {
+	Address string // PCI address, "" for one named by Want.Devices
+	ID      string // "10de:1eb8"
+	Name    string // "Tesla T4", "" unknown
+	Arch    string // "Turing", "" unknown
+	Known   bool   // the tables hold its id
+	Min     int    // oldest branch that drives it, 0 unknown
+	Max     int    // newest branch that drives it, 0 no end known
+	Flavor  string // the flavor it must have, "" either will do
+}
+
+// Refusal says that what was asked for cannot be, before anything in the guest changed.
+type Refusal struct {
+	What    string // what was asked for: "driver 470 for Tesla T4"
+	Reason  string // why it cannot be
+	Nearest string // the nearest that can, as flags: "--driver 580 --flavor open"; "" nothing can
+	kind    error
+}
+
+// Make decides. It fails with a *Refusal when no driver can be what is asked for.
+func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) { return Choice{}, nil }
+
+// ErrNoGPU is matched by the refusal for a guest in which no NVIDIA GPU is seen.
+var ErrNoGPU = errors.New("no NVIDIA GPU in the guest")
+
+// Error gives what, why and the nearest in one sentence.
+func (r *Refusal) Error() string {
+	s := r.What + ": " + r.Reason
+	if r.Nearest != "" {
+		s += "; nearest possible: " + r.Nearest
+	}
+	return s
+}
+
+// Is tells whether target is the kind of refusal that r is.
+func (r *Refusal) Is(target error) bool { return r.kind != nil && target == r.kind }
