@@ -106,6 +106,17 @@ type Manager interface {
 	// WaitLock waits until nobody holds the package manager's locks, naming the holder on standard error
 	// when it changes, and exits 75 when seconds have passed.
 	WaitLock(seconds int) string
+	// Fetched exits zero when the package list of the source at this URI is in the guest.
+	Fetched(uri string) string
+	// Sound exits zero when no package is half installed, and names them otherwise.
+	Sound() string
+	// List prints "name version" of every installed package, one a line, sorted; names carry their
+	// architecture where that is what tells two packages apart.
+	List() string
+	// Manual prints the names of the packages that a person asked for; nothing where that is not recorded.
+	Manual() string
+	// Held prints the names of the packages on hold.
+	Held() string
 	// Quiet runs script with the distribution's own timed package runs held off, and lets them go on
 	// afterwards, however script ends.
 	Quiet(script string) string

@@ -7,33 +7,34 @@ package facts
 
 // Facts is one look at one guest.
 type Facts struct {
-	OS       OS
-	Arch     string // uname -m: "x86_64", "aarch64"
-	Host     string // the guest's own host name
-	BootID   string // /proc/sys/kernel/random/boot_id
-	Kernel   Kernel
-	GPUs     []PCI           // NVIDIA display functions (class 03xx), by address
-	Other    []PCI           // other NVIDIA functions: audio, USB, UCSI, NVSwitch (class 0680)
-	Loaded   map[string]bool // of nouveau, nova_core, nova_drm, nvidiafb, nvidia, nvidia_uvm, vfio_pci: loaded now
-	Loadable map[string]bool // of the same: a file for the next kernel exists
-	Driver   Driver
-	Packages map[string]string // installed packages of interest → version; see facts.sh for the patterns
-	Held     []string          // packages on hold
-	Offered  map[string]string // package of interest → version the package manager would install now; only what it knows now
-	Sources  []Source          // what the package manager is configured to read
-	Broken   []string          // packages half installed, one each
-	Lock     *Holder           // who holds the package manager's lock now; nil: nobody
-	Runfile  Runfile
-	CUDA     []string          // versions of toolkits found in /usr/local/cuda-*
-	Tools    map[string]string // gcc, make, dkms, curl, … → version ("" when present but silent)
-	Secure   SecureBoot
-	Init     Init
-	Virt     string // systemd-detect-virt's word, "none", or "" for unknown
-	Cloud    string // cloud-init status: "", "running", "done", "error", "disabled", "not run"
-	Disks    []Disk
-	Boot     Boot
-	State    State
-	Unknown  []string // sections that the guest did not answer, with the reason
+	OS        OS
+	Arch      string // uname -m: "x86_64", "aarch64"
+	Host      string // the guest's own host name
+	BootID    string // /proc/sys/kernel/random/boot_id
+	Kernel    Kernel
+	GPUs      []PCI           // NVIDIA display functions (class 03xx), by address
+	Other     []PCI           // other NVIDIA functions: audio, USB, UCSI, NVSwitch (class 0680)
+	Loaded    map[string]bool // of nouveau, nova_core, nova_drm, nvidiafb, nvidia, nvidia_uvm, vfio_pci: loaded now
+	Loadable  map[string]bool // of the same: a file for the next kernel exists
+	Driver    Driver
+	Packages  map[string]string // installed packages of interest → version; see facts.sh for the patterns
+	Held      []string          // packages on hold
+	Offered   map[string]string // package of interest → version the package manager would install now; only what it knows now
+	Sources   []Source          // what the package manager is configured to read
+	OldNVIDIA []string          // source lists and keys of NVIDIA's that conflict with today's keyring package
+	Broken    []string          // packages half installed, one each
+	Lock      *Holder           // who holds the package manager's lock now; nil: nobody
+	Runfile   Runfile
+	CUDA      []string          // versions of toolkits found in /usr/local/cuda-*
+	Tools     map[string]string // gcc, make, dkms, curl, … → version ("" when present but silent)
+	Secure    SecureBoot
+	Init      Init
+	Virt      string // systemd-detect-virt's word, "none", or "" for unknown
+	Cloud     string // cloud-init status: "", "running", "done", "error", "disabled", "not run"
+	Disks     []Disk
+	Boot      Boot
+	State     State
+	Unknown   []string // sections that the guest did not answer, with the reason
 }
 
 // OS is /etc/os-release.
