@@ -99,15 +99,17 @@ func planned(in Input) string {
 }
 
 // buildModules has DKMS build for the next kernel, which need not be the one that runs and that the
-// package's own script built for. The end of the compiler's log is what names the cause.
+// package's own script built for. Another module's failure is not ours to fail by, so the module file
+// decides and not DKMS's exit code; the end of the compiler's log is what names the cause.
 func buildModules(in Input) string {
 	return lines(
 		`next=`+sh.Quote(in.Facts.Kernel.Next),
-		`if ! dkms autoinstall -k "$next"; then`,
+		`dkms autoinstall -k "$next" || echo "dkms autoinstall: exit $?"`,
+		`depmod "$next"`,
+		`if ! modinfo -k "$next" -F version `+sh.Quote(in.Choice.Module)+` >/dev/null 2>&1; then`,
 		`	for log in /var/lib/dkms/*nvidia*/*/build/make.log; do`,
 		`		if [ -e "$log" ]; then echo "$log:"; tail -n 40 "$log"; fi`,
 		`	done`,
 		`	exit 11`,
-		`fi`,
-		`depmod "$next"`)
+		`fi`)
 }
