@@ -92,6 +92,8 @@ type Manager interface {
 	InstallFile(path string) string
 	// Purge removes packages and their configuration; one that is not installed is passed over.
 	Purge(packages ...string) string
+	// Downgrade installs one package at an older version.
+	Downgrade(name, version string) string
 	// Hold and Unhold put packages on hold and take them off.
 	Hold(packages ...string) string
 	Unhold(packages ...string) string

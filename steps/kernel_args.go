@@ -63,6 +63,8 @@ func init() {
 		},
 		Apply: func(in Input) []action.Action {
 			return []action.Action{
+				// Kept so that uninstall can prove the command line of before.
+				action.Run{Title: "keep the bootloader's configuration", Script: "keep " + sh.Quote(in.Facts.Boot.Config)},
 				action.Write{Path: grubArgsPath, Data: []byte(grubArgs(in))},
 				action.Run{Title: "write the bootloader's configuration", Script: in.Distro.GRUBUpdate},
 			}

@@ -134,8 +134,17 @@ type Boot struct {
 	Image     string // initramfs of the next kernel, "" unknown
 }
 
-// State is what gpuguest itself left in the guest.
+// State is what gpuguest itself left in the guest, below /var/lib/gpuguest.
 type State struct {
-	Journal string   // raw JSON lines, newest last; "" when gpuguest never ran here
-	Jobs    []string // job directories with a job that has not ended, by name
+	Journal string    // raw JSON lines, newest last; "" when gpuguest never ran here
+	Jobs    []string  // names of jobs that have not ended
+	Before  bool      // what the guest was before gpuguest's first change is recorded
+	Added   []string  // packages that gpuguest's work added, still installed or not
+	Changed []Changed // packages that gpuguest's work moved to another version
+	Kept    []string  // files whose earlier content is kept
+	Absent  []string  // files that were not there before
+	Held    []string  // packages that gpuguest put on hold
 }
+
+// Changed is a package that was at version Was before gpuguest's work.
+type Changed struct{ Name, Was string }
