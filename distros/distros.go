@@ -7,6 +7,9 @@ package distros
 
 import (
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
 	"gpuguest/internal/facts"
 )
@@ -40,55 +43,110 @@ type Distro struct {
 
 	BuildTools []string // packages a DKMS build needs besides headers
 	Components []string // archive components the distribution's own driver packages live in, besides main
+	Suites     []string // archive suites to read: the release and its updates
 	Keyring    string   // path of the distribution's archive keyring, for Signed-By
 
 	Offers []Offer // which drivers can be had here
+	// Marks are patterns (path.Match) of package names that only one source of drivers has, by source.
+	// Packages of both in one guest break each other.
+	Marks map[string][]string
 
-	GRUBUpdate   string // command that writes the bootloader's configuration anew from its defaults file
-	Initramfs    string // what makes the initramfs on a stock guest: "initramfs-tools"
-	DKMSKey      string // private key that DKMS signs modules with
-	DKMSCert     string // its certificate, DER, as mokutil takes it
-	headersMeta  func(kernel string, f facts.Facts) []string
-	kernelFlavor func(kernel string) string
+	GRUBUpdate string // command that writes the bootloader's configuration anew from its defaults file
+	Initramfs  string // what makes the initramfs on a stock guest: "initramfs-tools"
+	DKMSKey    string // private key that DKMS signs modules with
+	DKMSCert   string // its certificate, DER, as mokutil takes it
+
+	kernel kernelNames
 }
 
-// Offer is one way to get a driver: a source, a flavor, a way for its modules to come, and the range of
-// branches that can be had so.
+// kernelNames knows how a distribution names its kernels and their meta packages.
+type kernelNames interface {
+	// flavor is what a release ends in: "generic", "cloud-amd64", "" unknown.
+	flavor(release string) string
+	// meta is the tail that the meta packages for a release share ("generic-hwe-24.04"), given those
+	// installed; "" unknown.
+	meta(release string, installed []string) string
+}
+
+// Offer is one way to get a driver: a source, a flavor, a way for its modules to come, and the branches
+// that can be had so.
 //
-// Packages and Pin are templates. {branch} is the branch, {pin} the version when a full one was asked
-// for and else the branch, {kernel} the next kernel's release, {kflavor} its flavor ("generic").
+// Packages, Pin and Persistence.Package are templates for Expand.
 type Offer struct {
 	Source, Flavor, Modules string
 	Arches                  []string // machines (uname -m); nil: all the distribution's
-	Min, Max                int      // branches, both included; Max 0: no end known
-	Seen                    string   // the one version that a release's own archive carried when looked at, "" when it carries many
+	Branches                []int    // exactly these branches; nil: those from Min on
+	Min                     int
+	Seen                    string   // the version found when a source that carries only one was looked at, "" when it carries many
 	Packages                []string // driver packages, in order
 	Pin                     []string // packages that pin the branch, installed before
-	Purpose                 string   // why it exists beside another offer of the same kind: "legacy" is taken only when nothing else serves
+	Last                    bool     // taken by itself only when no other offer serves
 
-	Module      string      // name the module file has in the guest's tree: "nvidia", Debian's "nvidia-current"
+	Module      string      // name of the module file in the guest: "nvidia", Debian's "nvidia-current"
 	DKMSName    string      // name that dkms status shows, "" not built by DKMS
-	Signed      bool        // modules are signed by a key that a Secure Boot guest of this distribution trusts
+	Signed      bool        // the modules are signed by a key that this distribution's Secure Boot chain trusts
 	Persistence Persistence // what keeps the GPU initialised
 	Fact        string      // where this is known from
 }
 
+// Serves tells whether an offer can deliver a branch to a machine (uname -m).
+func (o Offer) Serves(branch int, machine string) bool {
+	if o.Arches != nil && !slices.Contains(o.Arches, machine) {
+		return false
+	}
+	if o.Branches != nil {
+		return slices.Contains(o.Branches, branch)
+	}
+	return branch >= o.Min
+}
+
 // Persistence says how nvidia-persistenced comes with an offer.
 type Persistence struct {
-	Package string // template like Offer.Packages
+	Package string // installed with the driver packages
 	Unit    string // "nvidia-persistenced.service"
 	User    string // the unprivileged account it runs as, "" unknown: ask the unit
+}
+
+// Names are the values that templates are filled with.
+type Names struct {
+	Branch     int
+	Version    string // full version when one was asked for, "" the newest of the branch
+	Kernel     string // release of the next kernel, "" unknown
+	KernelMeta string // tail of the kernel's meta packages: "generic-hwe-24.04"; "" unknown or not wanted
+}
+
+// Expand fills package templates: {branch}, {pin} (the version, or else the branch), {kernel} and {kmeta}.
+// A package whose value is not known is left out.
+func Expand(templates []string, n Names) []string {
+	pin := n.Version
+	if pin == "" {
+		pin = fmt.Sprint(n.Branch)
+	}
+	values := map[string]string{"{branch}": fmt.Sprint(n.Branch), "{pin}": pin, "{kernel}": n.Kernel, "{kmeta}": n.KernelMeta}
+	var out []string
+	for _, t := range templates {
+		ok := true
+		for k, v := range values {
+			if strings.Contains(t, k) {
+				ok = ok && v != ""
+				t = strings.ReplaceAll(t, k, v)
+			}
+		}
+		if ok {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // Manager builds the package manager's command lines. Every method returns POSIX sh text that is meant to
 // run as root under set -eu with no standard input, and that is the same for the same arguments.
 type Manager interface {
-	// Refresh fetches package lists. It exits zero when the wanted source refreshed, and then says on
-	// standard error which others did not; it exits non-zero when the wanted one did not.
+	// Refresh fetches package lists. See Refresh for what must succeed.
 	Refresh(r Refresh) string
 	// Install installs packages, each a name or name=version, and changes no package on hold.
 	Install(packages ...string) string
-	// InstallFile installs one package file that is in the guest.
+	// InstallFile installs one package file that is in the guest, again if it was installed before.
 	InstallFile(path string) string
 	// Purge removes packages and their configuration; one that is not installed is passed over.
 	Purge(packages ...string) string
@@ -103,10 +161,11 @@ type Manager interface {
 	Installed(packages ...string) string
 	// Offered prints "name version" for each that could be installed now and exits non-zero unless all could.
 	Offered(packages ...string) string
-	// Download fetches url to dest and exits non-zero, leaving no dest, unless its SHA-256 is sum.
+	// Download fetches url to dest by way of a temporary name, and exits non-zero, leaving dest as it was,
+	// unless its SHA-256 is sum.
 	Download(url, dest, sum string) string
-	// WaitLock waits until nobody holds the package manager's locks, naming the holder on standard error
-	// when it changes, and exits 75 when seconds have passed.
+	// WaitLock waits until nobody holds the package manager's locks, naming each holder on standard error,
+	// and exits 75 when seconds have passed.
 	WaitLock(seconds int) string
 	// Fetched exits zero when the package list of the source at this URI is in the guest.
 	Fetched(uri string) string
@@ -119,64 +178,141 @@ type Manager interface {
 	Manual() string
 	// Held prints the names of the packages on hold.
 	Held() string
-	// Quiet runs script with the distribution's own timed package runs held off, and lets them go on
-	// afterwards, however script ends.
+	// Quiet runs script in a subshell with the distribution's own timed package runs held off, and lets
+	// them go on afterwards, however script ends. A power cut in between leaves nothing behind: the timers
+	// are stopped, not disabled.
 	Quiet(script string) string
 }
 
 // Refresh says what Manager.Refresh must get right.
 type Refresh struct {
-	Need []string // URIs of the sources that must refresh: "https://developer.download.nvidia.com/…/x86_64"; none: all must
-	Only string   // path of the one source list to read, others are left as they are; "" all
-}
-
-// Repo is NVIDIA's network repository for one distribution and machine.
-type Repo struct {
-	Dir           string // "debian12/x86_64"
-	URL           string // of the repository, with a final slash
-	KeyringURL    string // of the keyring package
-	KeyringSHA256 string
-	Keyring       string // path of the key that the keyring package installs
-	ListPath      string // path of the source list that the keyring package installs
-	List          string // what it must hold
-	Mirrored      bool   // URL is not NVIDIA's own, so List differs from what the package installs
-}
-
-// HeadersFor returns the packages with the exact headers of a kernel release.
-func (d Distro) HeadersFor(kernel string) []string { return []string{"linux-headers-" + kernel} }
-
-// HeadersMeta returns the packages that pull in the headers of every later kernel of the same flavor as
-// kernel, so that a kernel upgrade brings what DKMS needs. It is empty when the flavor is not known.
-func (d Distro) HeadersMeta(kernel string, f facts.Facts) []string {
-	if d.headersMeta == nil {
-		return nil
-	}
-	return d.headersMeta(kernel, f)
+	// Need holds the URIs of the sources that must refresh. An error in any other source is said on
+	// standard error and passed over. With none, every source must refresh.
+	Need []string
+	// Only is the path of the one source file to read; the lists of all others are left as they are. "" all.
+	Only string
 }
 
 // KernelFlavor returns the flavor at the end of a kernel release: "generic", "cloud-amd64", "" unknown.
-func (d Distro) KernelFlavor(kernel string) string {
-	if d.kernelFlavor == nil {
-		return ""
-	}
-	return d.kernelFlavor(kernel)
+func (d Distro) KernelFlavor(release string) string { return d.kernel.flavor(release) }
+
+// KernelMeta returns the tail that the meta packages of a kernel's flavor share ("generic-hwe-24.04"), "" unknown.
+func (d Distro) KernelMeta(release string, f facts.Facts) string {
+	return d.kernel.meta(release, f.Kernel.Meta)
 }
 
-// Repo returns NVIDIA's repository for a machine. mirror, when given, stands for
-// https://developer.download.nvidia.com/compute/cuda/repos; sum, when given, replaces the known SHA-256
-// of the keyring package. It fails when NVIDIA has no repository for the machine, or when no sum is known.
-func (d Distro) Repo(machine, mirror, sum string) (Repo, error) { return Repo{}, nil }
+// HeadersFor returns the packages with the exact headers of a kernel release.
+func (d Distro) HeadersFor(release string) []string {
+	if release == "" {
+		return nil
+	}
+	return []string{"linux-headers-" + release}
+}
 
-// ExtraSources returns the source list that adds what the distribution's own driver packages need and
-// the guest does not have, at ExtraSourcesPath; "" when nothing is missing. With mirror, all components
-// come from there.
-func (d Distro) ExtraSources(f facts.Facts, mirror string) string { return "" }
+// HeadersMeta returns the packages that pull in the headers of every later kernel of the same flavor, so
+// that a kernel upgrade brings what DKMS needs. It is empty when the flavor is not known.
+func (d Distro) HeadersMeta(release string, f facts.Facts) []string {
+	tail := d.KernelMeta(release, f)
+	if tail == "" {
+		return nil
+	}
+	return []string{"linux-headers-" + tail}
+}
 
-// ExtraSourcesPath is where ExtraSources belongs.
-const ExtraSourcesPath = "/etc/apt/sources.list.d/gpuguest.list"
+// String returns the distribution as --as takes it: "debian:12".
+func (d Distro) String() string { return d.ID + ":" + d.Version }
 
-// For returns the distribution of a guest. as, when given ("debian:12"), says what to treat it as.
-func For(osr facts.OS, as string) (Distro, error) { return Distro{}, nil }
+var registry []Distro
+
+// register adds a distribution; one file for each calls it from init. It panics on a duplicate.
+func register(d Distro) {
+	for _, other := range registry {
+		if other.String() == d.String() {
+			panic("distros: " + d.String() + " registered twice")
+		}
+	}
+	registry = append(registry, d)
+}
+
+// All returns every distribution known, by name.
+func All() []Distro {
+	all := slices.Clone(registry)
+	slices.SortFunc(all, func(a, b Distro) int { return strings.Compare(a.String(), b.String()) })
+	return all
+}
 
 // ErrUnsupported is matched by For's error.
 var ErrUnsupported = errors.New("distribution not supported")
+
+// For returns the distribution of a guest. as, when given ("debian:12"), says what to treat it as.
+//
+// The most specific match wins: a VERSION_ID equal to a distribution's, then one that is a point release
+// of it. ID_LIKE is never followed by itself: a derivative may have replaced the very packages we install.
+// The error names it, so that the user can.
+func For(osr facts.OS, as string) (Distro, error) {
+	id, version, told := strings.ToLower(osr.ID), osr.VersionID, false
+	if as != "" {
+		id, version, told = cutAs(as)
+		if !told {
+			return Distro{}, fmt.Errorf("%w: --as %s is not of the form debian:12", ErrUnsupported, as)
+		}
+	}
+	var best Distro
+	for _, d := range registry {
+		if d.ID == id && (d.Version == version || strings.HasPrefix(version, d.Version+".")) && len(d.Version) > len(best.Version) {
+			best = d
+		}
+	}
+	if best.ID != "" {
+		return best, nil
+	}
+	return Distro{}, fmt.Errorf("%w: %s", ErrUnsupported, unsupported(osr, id, version, told))
+}
+
+func cutAs(as string) (id, version string, ok bool) {
+	id, version, ok = strings.Cut(strings.ToLower(as), ":")
+	return id, version, ok && id != "" && version != ""
+}
+
+// unsupported says which distribution it is, which are known, and, for a derivative, how to say what it is like.
+func unsupported(osr facts.OS, id, version string, told bool) string {
+	var names []string
+	for _, d := range All() {
+		names = append(names, d.String())
+	}
+	name := id + ":" + version
+	switch {
+	case id == "":
+		name = "the guest's os-release names none"
+	case version == "":
+		name = id + " (its os-release has no VERSION_ID)"
+	}
+	msg := name + "; known are " + strings.Join(names, ", ")
+	if told {
+		return msg
+	}
+	for _, like := range osr.Like {
+		for _, d := range All() {
+			if d.ID == strings.ToLower(like) {
+				return fmt.Sprintf("%s; it says it is like %s: if it follows %s, say --as %s", msg, strings.Join(osr.Like, " "), d.Name, closest(like, osr))
+			}
+		}
+	}
+	return msg
+}
+
+// closest guesses which release of a distribution a derivative follows, for the hint only: the one with
+// the derivative's codename, else the newest.
+func closest(id string, osr facts.OS) string {
+	best := ""
+	for _, d := range All() {
+		if d.ID != strings.ToLower(id) {
+			continue
+		}
+		if osr.Codename != "" && d.Codename == osr.Codename {
+			return d.String()
+		}
+		best = d.String()
+	}
+	return best
+}

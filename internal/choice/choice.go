@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"gpuguest/distros"
-	"gpuguest/internal/facts"
 )
 
 // The words a user may say for each part of the choice.
@@ -83,9 +82,6 @@ type Refusal struct {
 	Nearest string // the nearest that can, as flags: "--driver 580 --flavor open"; "" nothing can
 	kind    error
 }
-
-// Make decides. It fails with a *Refusal when no driver can be what is asked for.
-func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) { return Choice{}, nil }
 
 // ErrNoGPU is matched by the refusal for a guest in which no NVIDIA GPU is seen.
 var ErrNoGPU = errors.New("no NVIDIA GPU in the guest")

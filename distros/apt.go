@@ -1,0 +1,184 @@
+package distros
+
+import (
+	"fmt"
+	"strings"
+
+	"gpuguest/internal/sh"
+)
+
+// apt builds command lines for apt and dpkg, from apt 2.0 (Ubuntu 20.04) on.
+type apt struct {
+	// root stands before dpkg's and apt's paths. It is "" but in tests.
+	root string
+}
+
+// common are the options of every apt-get that changes something. Configuration files the guest's owner
+// edited stay as they are; without Use-Pty dpkg's output is lines and not a terminal's. Locks are waited
+// for; a lock that stays is the caller's WaitLock to name.
+const common = "-y -q -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0 -o Acquire::Retries=3"
+
+// Recommends are left out: a driver metapackage needs its dependencies only, and what it recommends is a
+// desktop. Held packages and downgrades make apt-get fail, since no --allow option is given.
+func (a apt) Install(packages ...string) string {
+	return "apt-get install " + common + " --no-install-recommends -- " + sh.Join(packages...) + "\n"
+}
+
+// A keyring package keeps its version from one repository to the next, so apt would skip it; and its
+// source list is a configuration file that a user may have deleted.
+func (a apt) InstallFile(path string) string {
+	return "apt-get install " + common + " --no-install-recommends --reinstall -o Dpkg::Options::=--force-confmiss -- " + sh.Quote(path) + "\n"
+}
+
+func (a apt) Purge(packages ...string) string {
+	return `(
+set --
+for p in ` + sh.Join(packages...) + `; do
+	s=$(dpkg-query -W -f='${db:Status-Status}\n' "$p" 2>/dev/null | head -n 1) || s=
+	case $s in '' | not-installed) ;; *) set -- "$@" "$p" ;; esac
+done
+if [ $# -gt 0 ]; then
+	apt-get purge ` + common + ` --no-install-recommends -o APT::Get::AutomaticRemove=false -- "$@"
+fi
+)
+`
+}
+
+func (a apt) Hold(packages ...string) string { return "apt-mark hold " + sh.Join(packages...) + "\n" }
+func (a apt) Unhold(packages ...string) string {
+	return "apt-mark unhold " + sh.Join(packages...) + "\n"
+}
+
+// dpkg --configure -a is the only thing that clears an interrupted dpkg run, and does nothing otherwise.
+func (a apt) Repair() string {
+	return `dpkg --force-confdef --force-confold --configure -a
+if ! apt-get check -q -o DPkg::Lock::Timeout=600 >/dev/null 2>&1; then
+	apt-get install ` + common + ` --no-install-recommends --fix-broken
+fi
+`
+}
+
+func (a apt) Installed(packages ...string) string {
+	return `dpkg-query -W -f='${Package} ${Version} ${db:Status-Status}\n' ` + sh.Join(packages...) +
+		` 2>/dev/null | awk '$3 == "installed" && !seen[$1]++ { print $1, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'
+`
+}
+
+func (a apt) Offered(packages ...string) string {
+	return `LC_ALL=C apt-cache policy ` + sh.Join(packages...) +
+		` | awk '/^[^ ]/ { p = $1; sub(/:$/, "", p) } $1 == "Candidate:" && $2 != "(none)" && !seen[p]++ { print p, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'
+`
+}
+
+// apt-helper is there wherever apt is, which curl and wget are not, and it uses apt's own proxy settings.
+func (a apt) Download(url, dest, sum string) string {
+	part := sh.Quote(dest + ".part")
+	return `rm -f ` + part + `
+if ! /usr/lib/apt/apt-helper -o Acquire::Retries=3 download-file ` + sh.Join(url, dest+".part", "SHA256:"+strings.ToLower(sum)) + `; then
+	rm -f ` + part + `
+	exit 1
+fi
+echo ` + sh.Quote(strings.ToLower(sum)+"  "+dest+".part") + ` | sha256sum -c --status || {
+	rm -f ` + part + `
+	echo "SHA-256 differs:" ` + sh.Quote(url) + ` >&2
+	exit 1
+}
+chmod 0644 ` + part + `
+mv -f ` + part + ` ` + sh.Quote(dest) + `
+`
+}
+
+// The kernel's table of locks is asked, as neither fuser nor lsof is on a stock guest. It knows files by
+// inode only, so the process must also have a file of that name open.
+func (a apt) WaitLock(seconds int) string {
+	var files []string
+	for _, f := range []string{"/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"} {
+		files = append(files, a.root+f)
+	}
+	return `(
+left=` + fmt.Sprint(seconds) + `
+said=
+while :; do
+	holder=
+	for f in ` + sh.Join(files...) + `; do
+		i=$(stat -c %i "$f" 2>/dev/null) || continue
+		for p in $(awk -v i="$i" '$2 == "POSIX" && $4 == "WRITE" { n = split($6, a, ":"); if (a[n] == i) print $5 }' /proc/locks); do
+			case $(ls -l "/proc/$p/fd" 2>/dev/null) in *"-> $f"*) holder="process $p ($(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c 1-120)) holds $f" ;; esac
+		done
+	done
+	[ -n "$holder" ] || exit 0
+	if [ "$holder" != "$said" ]; then
+		echo "waiting: $holder" >&2
+		said=$holder
+	fi
+	if [ "$left" -le 0 ]; then
+		echo "still held after ` + fmt.Sprint(seconds) + ` s: $holder" >&2
+		exit 75
+	fi
+	left=$((left - 1))
+	sleep 1
+done
+)
+`
+}
+
+func (a apt) Quiet(script string) string {
+	return `(
+timers=
+if [ -d /run/systemd/system ]; then
+	for t in apt-daily.timer apt-daily-upgrade.timer; do
+		if systemctl is-active --quiet "$t"; then timers="$timers $t"; fi
+	done
+fi
+again() { for t in $timers; do systemctl start --no-block "$t" || :; done; }
+trap again EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+for t in $timers; do systemctl stop "$t"; done
+` + strings.TrimRight(script, "\n") + `
+)
+`
+}
+
+// apt-get update ends well when a source could not be reached and badly when some source has no key, so
+// its exit status says little. What it prints is read instead: an error that names a source is that
+// source's; one that names none ("The list of sources could not be read") is everybody's.
+func (a apt) Refresh(r Refresh) string {
+	options := "-q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=600"
+	if r.Only != "" {
+		options += " " + sh.Join("-o", "Dir::Etc::sourcelist="+r.Only) + " -o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0"
+	}
+	need := make([]string, len(r.Need))
+	for i, u := range r.Need {
+		need[i] = strings.TrimRight(u, "/")
+	}
+	return `(
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+code=0
+LC_ALL=C apt-get update ` + options + ` >"$out" 2>&1 || code=$?
+cat "$out"
+bad=$(NEED=` + sh.Quote(strings.Join(need, "\n")) + ` awk '
+	BEGIN { n = split(ENVIRON["NEED"], need, "\n") }
+	/^Err:/ || /^E: / || (/^W: / && / Failed to fetch |GPG error: /) {
+		if ($0 ~ /^E: Some index files failed to download/) next
+		source = match($0, /[a-z0-9+.-]+:\/[^ ]*/) ? substr($0, RSTART, RLENGTH) : ""
+		mine = source == "" || n == 0
+		for (i = 1; i <= n; i++) if (source == need[i] || index(source, need[i] "/") == 1) mine = 1
+		print (mine ? "needed: " : "other: ") $0
+	}' "$out")
+if [ -z "$bad" ]; then exit "$code"; fi
+case "
+$bad" in
+*"
+needed: "*)
+	printf '%s\n' "$bad" | sed -n 's/^needed: //p' >&2
+	exit 100
+	;;
+esac
+echo "other package sources did not refresh; going on without them:" >&2
+printf '%s\n' "$bad" | sed -n 's/^other: //p' >&2
+)
+`
+}

@@ -1,0 +1,70 @@
+package distros
+
+import (
+	"slices"
+	"strings"
+
+	"gpuguest/internal/facts"
+)
+
+// ExtraSourcesPath is where ExtraSources belongs.
+const ExtraSourcesPath = "/etc/apt/sources.list.d/gpuguest.sources"
+
+// ExtraSources returns the source file that adds the components the distribution's own driver packages
+// live in, where the guest does not read them yet; "" when nothing is missing. With mirror, the guest
+// reads them, and main, from there.
+//
+// Each entry repeats the Signed-By of the guest's own source of that URI and suite: apt refuses to read
+// any source when two entries disagree about it.
+func (d Distro) ExtraSources(f facts.Facts, mirror string) string {
+	type key struct{ uri, suite string }
+	var order []key
+	components := map[key][]string{}
+	signed := map[key]string{}
+	for _, s := range f.Sources {
+		if s.File == ExtraSourcesPath {
+			continue
+		}
+		k := key{strings.TrimRight(s.URI, "/"), s.Suite}
+		if _, ok := components[k]; !ok {
+			order = append(order, k)
+		}
+		components[k] = append(components[k], strings.Fields(s.Component)...)
+		signed[k] = s.SignedBy
+	}
+	var out strings.Builder
+	entry := func(k key, want []string) {
+		signedBy, known := signed[k]
+		if !known {
+			signedBy = d.Keyring
+		}
+		var missing []string
+		for _, c := range want {
+			if !slices.Contains(components[k], c) {
+				missing = append(missing, c)
+			}
+		}
+		if len(missing) == 0 {
+			return
+		}
+		if out.Len() > 0 {
+			out.WriteByte('\n')
+		}
+		out.WriteString("Types: deb\nURIs: " + k.uri + "\nSuites: " + k.suite + "\nComponents: " + strings.Join(missing, " ") + "\n")
+		if signedBy != "" {
+			out.WriteString("Signed-By: " + strings.ReplaceAll(strings.TrimSpace(signedBy), "\n", "\n ") + "\n")
+		}
+	}
+	if mirror != "" {
+		for _, suite := range d.Suites {
+			entry(key{strings.TrimRight(mirror, "/"), suite}, append([]string{"main"}, d.Components...))
+		}
+		return out.String()
+	}
+	for _, k := range order {
+		if slices.Contains(components[k], "main") && (slices.Contains(d.Suites, k.suite) || k.suite == d.Codename+"-security") {
+			entry(k, d.Components)
+		}
+	}
+	return out.String()
+}
