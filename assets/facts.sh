@@ -63,7 +63,7 @@ for f in /etc/os-release /usr/lib/os-release /proc/cmdline /proc/keys /proc/moun
 	"$R"/boot/efi/loader/entries/*.conf "$R"/efi/loader/entries/*.conf "$R"/etc/default/grub.d/*.cfg \
 	"$R"/etc/yum.repos.d/*.repo "$R"/etc/zypp/repos.d/*.repo; do
 	case $f in "$R"/*) ;; *) f=$R$f ;; esac
-	if [ -n "$R" ]; then case $f in "$R"/*) ;; *) f=$R$f ;; esac; fi
+	if [ "$f" = "$R/usr/lib/os-release" ] && [ -f "$R/etc/os-release" ]; then continue; fi
 	if [ -f "$f" ] && [ -r "$f" ]; then set -- "$@" "$f"; fi
 done
 for f in "$S/kernel/security/lockdown" "$S/module/module/parameters/sig_enforce" \
@@ -86,6 +86,7 @@ grub && !/^[ \t]*(set +default=|menuentry[ \t]|submenu[ \t]|linux|initrd|blscfg|
 keys && !/asymmetri/ { next }
 mounts && $2 !~ /^\/(boot|boot\/efi|efi|var|var\/lib|var\/lib\/dpkg|usr|tmp|etc)?$/ { next }
 conf && /^[ \t]*#/ { next }
+!NF && f !~ /\.sources$/ { next }
 log_ && FNR > 2 { next }
 { print "|:" $0 }' "$@" </dev/null 2>/dev/null || why "awk ended with $?: not every file was read"
 
@@ -392,7 +393,7 @@ sec tools
 for f in gcc cc make dkms curl wget gpg gpgv python3 mokutil lspci modinfo nvidia-smi nvidia-persistenced \
 	update-initramfs lsinitramfs dracut lsinitrd mkinitrd update-grub grub-mkconfig grub2-mkconfig grub-editenv \
 	grub2-editenv grubby kernel-install bootctl systemctl systemd-run setsid timeout flock cloud-init apt-get dnf yum \
-	zypper unattended-upgrade needrestart debconf-communicate; do
+	zypper unattended-upgrade needrestart debconf-communicate initctl; do
 	for d in /usr/bin /usr/sbin /bin /sbin /usr/local/bin /usr/local/sbin; do
 		if [ -x "$R$d/$f" ]; then
 			out "$f$TAB$d/$f"
