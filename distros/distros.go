@@ -150,6 +150,8 @@ type Manager interface {
 	InstallFile(path string) string
 	// Purge removes packages and their configuration; one that is not installed is passed over.
 	Purge(packages ...string) string
+	// Downgrade installs one package at an older version.
+	Downgrade(name, version string) string
 	// Hold and Unhold put packages on hold and take them off.
 	Hold(packages ...string) string
 	Unhold(packages ...string) string
@@ -165,6 +167,17 @@ type Manager interface {
 	// WaitLock waits until nobody holds the package manager's locks, naming each holder on standard error,
 	// and exits 75 when seconds have passed.
 	WaitLock(seconds int) string
+	// Fetched exits zero when the package list of the source at this URI is in the guest.
+	Fetched(uri string) string
+	// Sound exits zero when no package is half installed, and names them otherwise.
+	Sound() string
+	// List prints "name version" of every installed package, one a line, sorted; names carry their
+	// architecture where that is what tells two packages apart.
+	List() string
+	// Manual prints the names of the packages that a person asked for; nothing where that is not recorded.
+	Manual() string
+	// Held prints the names of the packages on hold.
+	Held() string
 	// Quiet runs script in a subshell with the distribution's own timed package runs held off, and lets
 	// them go on afterwards, however script ends. A power cut in between leaves nothing behind: the timers
 	// are stopped, not disabled.

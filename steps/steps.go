@@ -4,3 +4,120 @@
 // a list of actions. Steps never name a distribution: what differs is a field of distros.Distro. They
 // never reach a guest: the engine runs what they return.
 package steps
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"gpuguest/distros"
+	"gpuguest/internal/action"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
+)
+
+// ID names a step. Ids are part of the interface: the journal and the reports carry them.
+type ID string
+
+// Input is all that a step may look at.
+type Input struct {
+	Facts  facts.Facts
+	Distro distros.Distro
+	Want   choice.Want
+	Choice choice.Choice
+}
+
+// Step is one thing to bring about in a guest.
+type Step struct {
+	ID    ID
+	Title string // "block the drivers that would claim the GPU"
+	After []ID   // steps that come before it when they are in the plan
+
+	// Wanted tells whether the step belongs in the plan; nil: always.
+	Wanted func(Input) bool
+	// Refuse says why the plan cannot be carried out in this guest, "" when it can; nil: nothing speaks
+	// against it. It is asked before anything changes.
+	Refuse func(Input) string
+	// Check returns POSIX sh that reads and never writes: exit 0, the step's aim is met; any other exit,
+	// it is not, and what was printed says why. What a met check prints is the step's detail in reports.
+	Check func(Input) string
+	// Apply returns what brings the aim about; nil: the step only verifies.
+	Apply func(Input) []action.Action
+	// AtBoot tells whether the change takes effect only at the next boot; nil: never. It is asked with
+	// the facts from before the change.
+	AtBoot func(Input) bool
+	// Fresh steps run only when no change waits for a boot. A Fresh step that is not met is a failed
+	// verification.
+	Fresh bool
+	Hint  string // what a person does when the step fails and no better cause is known
+}
+
+var (
+	install []Step
+	remove  []Step
+)
+
+// register adds a step to those that install; registerRemoval to those that uninstall. Both panic on an id
+// used twice, at start-up, where no user can miss it.
+func register(s Step)        { install = add(install, s) }
+func registerRemoval(s Step) { remove = add(remove, s) }
+
+func add(all []Step, s Step) []Step {
+	if slices.ContainsFunc(all, func(o Step) bool { return o.ID == s.ID }) {
+		panic(fmt.Sprintf("steps: %q is registered twice", s.ID))
+	}
+	return append(all, s)
+}
+
+// Install returns the steps that install a driver, in an order that honours After.
+func Install() []Step { return order(install) }
+
+// Uninstall returns the steps that take back what the install steps did.
+func Uninstall() []Step { return order(remove) }
+
+// order sorts by After, and by id among steps that After leaves free, so that the order never depends on
+// how files are named. A cycle panics: it is a mistake in a step.
+func order(all []Step) []Step {
+	rest := slices.SortedFunc(slices.Values(all), func(a, b Step) int { return cmp.Compare(a.ID, b.ID) })
+	var done []Step
+	for len(rest) > 0 {
+		i := slices.IndexFunc(rest, func(s Step) bool {
+			return !slices.ContainsFunc(s.After, func(id ID) bool {
+				return slices.ContainsFunc(rest, func(o Step) bool { return o.ID == id })
+			})
+		})
+		if i < 0 {
+			panic(fmt.Sprintf("steps: the order of %q has a cycle", rest[0].ID))
+		}
+		done = append(done, rest[i])
+		rest = slices.Delete(rest, i, i+1)
+	}
+	return done
+}
+
+// lines joins script lines.
+func lines(l ...string) string { return strings.Join(l, "\n") }
+
+// foreign returns the drivers bound to the guest's GPUs that are not NVIDIA's own: nouveau, nova_core.
+func foreign(in Input) []string {
+	var found []string
+	for _, g := range in.Facts.GPUs {
+		if g.Driver != "" && g.Driver != "nvidia" && !slices.Contains(found, g.Driver) {
+			found = append(found, g.Driver)
+		}
+	}
+	return found
+}
+
+// claimed tells whether a driver that is to be blocked holds a GPU or is loaded now, so that only a boot
+// frees it for certain: unloading nouveau under a console hangs or fails (field report: open consoles).
+func claimed(in Input) bool {
+	if len(foreign(in)) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(blocked, func(m string) bool { return in.Facts.Loaded[m] })
+}
+
+// evidence prints the last kernel log lines about the GPU, for a check that failed.
+const evidence = `{ dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o cat 2>/dev/null; } | grep -E 'NVRM|nvidia|nouveau|[Nn]ova|BAR ' | tail -n 15 || true`

@@ -10,10 +10,12 @@ import "io/fs"
 type Action interface{ action() }
 
 // Run is a POSIX sh script, run as root with `set -eu` in force and the guest's hygiene variables
-// exported (LC_ALL=C, DEBIAN_FRONTEND=noninteractive, …). Its standard input is empty.
+// exported (LC_ALL=C, DEBIAN_FRONTEND=noninteractive, …). Its standard input is empty. It may call
+// put, drop and keep of assets/step.sh, so that what it changes can be put back.
 type Run struct {
-	Title  string // what it does, for the progress line: "install the driver packages"
-	Script string
+	Title    string // what it does, for the progress line: "install the driver packages"
+	Script   string
+	Packages bool // it changes the set of installed packages: the difference goes into the guest's ledger
 }
 
 // Write puts Data at Path, owned by root, by a temporary name and a rename. The content found there

@@ -5,6 +5,7 @@ package choice
 
 import (
 	"errors"
+	"time"
 
 	"gpuguest/distros"
 )
@@ -40,6 +41,8 @@ type Want struct {
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"
 	As            string   // treat the guest as this distribution, "debian:12"
 	Reboot        string   // RebootIfNeeded unless said otherwise
+
+	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
 }
 
 // Choice is what was decided, and why.

@@ -1,1 +1,487 @@
+// Package engine carries a plan out on one guest: in what order, what now, what after a reboot.
+//
+// It decides nothing about drivers and knows no distribution. Whether a step is done it asks the guest,
+// now; the journal answers only what no probe can. Running it again is how it resumes.
 package engine
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"gpuguest/assets"
+	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
+	"gpuguest/internal/sh"
+	"gpuguest/steps"
+)
+
+// Config says what to do to which guest.
+type Config struct {
+	Host string                                     // as the user names it, for messages
+	Dial func(context.Context) (*guest.Conn, error) // reaches the guest
+	Plan func(facts.Facts) (plan.Plan, error)       // what to bring about, from what the guest is now
+	Logs func(job string) (io.WriteCloser, error)   // where a job's whole output goes; nil: nowhere
+	Tell func(Event)                                // progress; nil: nobody listens
+	Hint func(text string) string                   // the cause that a step's output gives away, "" none; nil: none known
+
+	Owner    string        // who holds the guest's lock, for others to read: "alice@desk"
+	LockWait time.Duration // how long another gpuguest's lock is waited for
+
+	Reboot         string // choice.RebootIfNeeded, RebootNever, RebootAlways
+	MaxReboots     int    // in this run; one more is an error
+	RebootDeadline time.Duration
+	RebootCommand  string                      // "" the guest's own
+	PowerCycle     func(context.Context) error // last resort when the guest does not come back; nil: none
+
+	Patience time.Duration // how long a lost connection is dialled again
+}
+
+// Event is one moment of a run, for whoever shows it.
+type Event struct {
+	Kind  Kind
+	Step  steps.ID
+	Title string
+	Index int    // of the step, from 1
+	Of    int    // steps in the plan
+	State string // of a step that ended: Met, Changed, Failed
+	Text  string // a line of output, a notice, the reason for a reboot
+}
+
+// Kind is what an Event tells.
+type Kind int
+
+// The kinds of events.
+const (
+	Connected Kind = iota
+	Planned        // Of is known
+	StepBegan
+	StepOutput // Text is one line
+	StepEnded
+	Rebooting // Text says why
+	Rebooted
+	Reconnecting // Text says what was lost
+	Notice
+)
+
+// Run brings the guest to what the plan says. The report is filled as far as the run came, also when it
+// fails. Errors are those of guest, of Config.Plan, a *StepError, ErrBootLoop or ErrDetached.
+func Run(ctx context.Context, c Config) (Report, error) {
+	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int)}
+	r.report.Host = c.Host
+	err := r.converge(ctx)
+	if r.conn != nil {
+		r.report.Execs += r.conn.Execs()
+		r.release()
+		r.conn.Close()
+	}
+	r.report.Seconds = time.Since(r.began).Seconds()
+	r.report.GuestTime = r.inGuest.Seconds()
+	r.report.Result = "done"
+	if err != nil {
+		r.report.Result = "failed"
+		r.report.Error = problem(err)
+	}
+	return r.report, err
+}
+
+func problem(err error) *Problem {
+	p := &Problem{Message: err.Error()}
+	if h, ok := errors.AsType[interface {
+		error
+		Hint() string
+	}](err); ok {
+		p.Hint = h.Hint()
+	}
+	if s, ok := errors.AsType[*StepError](err); ok {
+		p.Step, p.Hint, p.Tail = s.Step, s.Hint, s.Tail
+	}
+	if s, ok := errors.AsType[*plan.Refusal](err); ok {
+		p.Step, p.Hint = s.Step, s.Hint
+	}
+	return p
+}
+
+// run is the state of one Run.
+type run struct {
+	Config
+	conn    *guest.Conn
+	lease   *guest.Lease
+	facts   facts.Facts
+	journal []Record
+	plan    plan.Plan
+	report  Report
+	began   time.Time
+	inGuest time.Duration
+	boots   string           // the kernel that the last reboot was to start, "" none asked for yet
+	changes map[steps.ID]int // how often a step had to be brought about
+}
+
+// verdict says why a pass ended without an error and the run is not done.
+type verdict int
+
+const (
+	done verdict = iota
+	again
+)
+
+// converge makes passes until one finds nothing to do. A pass that loses its connection is made again
+// from the top: what it did is in the guest, and so is the job that it followed.
+func (r *run) converge(ctx context.Context) error {
+	lost := 0
+	for {
+		v, err := r.pass(ctx)
+		switch {
+		case errors.Is(err, guest.ErrDisconnected) && ctx.Err() == nil && lost < 20:
+			lost++
+			r.tell(Event{Kind: Reconnecting, Text: err.Error()})
+			if err := r.reconnect(ctx); err != nil {
+				return err
+			}
+		case err != nil:
+			return err
+		case v == done:
+			return nil
+		}
+	}
+}
+
+func (r *run) pass(ctx context.Context) (verdict, error) {
+	if err := r.look(ctx); err != nil {
+		return done, err
+	}
+	if r.boots != "" && r.facts.Kernel.Running != r.boots {
+		return done, &StepError{Step: "reboot", What: fmt.Sprintf("the guest started kernel %s, planned was %s", r.facts.Kernel.Running, r.boots),
+			Hint: "look at the bootloader's default entry; gpuguest built the driver for " + r.boots}
+	}
+	r.boots = ""
+	p, err := r.Plan(r.facts)
+	if err != nil {
+		return done, err
+	}
+	r.plan = p
+	r.describe()
+	items := p.Items()
+	r.tell(Event{Kind: Planned, Of: len(items)})
+	outcomes, err := r.check(ctx, items)
+	if err != nil {
+		return done, err
+	}
+	return r.carryOut(ctx, items, outcomes)
+}
+
+// look takes the lock and the facts in one command, and follows what an earlier run left working.
+func (r *run) look(ctx context.Context) error {
+	for {
+		if r.conn == nil {
+			conn, err := r.Dial(ctx)
+			if err != nil {
+				return err
+			}
+			r.conn = conn
+			r.report.Connections++
+			r.tell(Event{Kind: Connected})
+		}
+		raw, err := r.ask(ctx)
+		if err != nil {
+			return err
+		}
+		f, err := facts.Parse(raw)
+		if err != nil {
+			return fmt.Errorf("facts: %w", err)
+		}
+		r.facts = f
+		r.journal, _ = ParseJournal(f.State.Journal)
+		if len(f.State.Jobs) == 0 {
+			return nil
+		}
+		for _, name := range f.State.Jobs {
+			r.tell(Event{Kind: Notice, Text: "following " + name + ", which an earlier run started"})
+			if _, err := r.follow(ctx, name, 0, 0, ""); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// ask runs the facts script: the first time under the lock, which it keeps, and later without.
+func (r *run) ask(ctx context.Context) ([]byte, error) {
+	if r.lease == nil {
+		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: assets.Facts})
+		if err != nil {
+			return nil, err
+		}
+		r.lease = lease
+		return res.Stdout, nil
+	}
+	res, err := r.conn.Run(ctx, guest.Command{Script: assets.Facts, Timeout: 5 * time.Minute})
+	return res.Stdout, err
+}
+
+func (r *run) release() {
+	if r.lease != nil {
+		// A lease that cannot be given back ends by itself when its client is silent.
+		_ = r.lease.Release()
+		r.lease = nil
+	}
+}
+
+// check asks every item's check in one command.
+func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
+	nonce, err := newNonce()
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	res, err := r.conn.Run(ctx, guest.Command{Script: plan.Checks(items, nonce), Timeout: 10 * time.Minute})
+	r.inGuest += time.Since(began)
+	if err != nil {
+		return nil, err
+	}
+	return plan.ParseChecks(string(res.Stdout), nonce), nil
+}
+
+func newNonce() (string, error) {
+	b := make([]byte, 12)
+	if _, err := rand.Read(b); err != nil {
+		return "", fmt.Errorf("random bytes: %w", err)
+	}
+	return "--" + hex.EncodeToString(b), nil
+}
+
+// carryOut brings about what is not met. Every change ends the pass with "again": facts that were taken
+// before a change are not what the next step should be decided by.
+func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[steps.ID]plan.Outcome) (verdict, error) {
+	changed := false
+	for i, it := range items {
+		if it.Fresh {
+			continue
+		}
+		o := outcomes[it.ID]
+		switch {
+		case o.Met:
+			r.note(i, len(items), it, Met, o.Why, 0)
+			continue
+		case it.Actions == nil && changed:
+			now, err := r.check(ctx, []plan.Item{it})
+			if err != nil {
+				return done, err
+			}
+			if o = now[it.ID]; o.Met {
+				r.note(i, len(items), it, Met, o.Why, 0)
+				continue
+			}
+			fallthrough
+		case it.Actions == nil:
+			return done, r.failed(i, len(items), it, o.Why, "")
+		}
+		if v, err := r.apply(ctx, i, len(items), it); v == again || err != nil {
+			return v, err
+		}
+		changed = true
+	}
+	if v, err := r.boot(ctx, changed); v == again || err != nil {
+		return v, err
+	}
+	if changed {
+		return again, nil
+	}
+	for i, it := range items {
+		if !it.Fresh {
+			continue
+		}
+		o := outcomes[it.ID]
+		switch {
+		case o.Met:
+			r.note(i, len(items), it, Met, o.Why, 0)
+		case it.Actions != nil:
+			if v, err := r.apply(ctx, i, len(items), it); v == again || err != nil {
+				return v, err
+			}
+			changed = true
+		case !changed:
+			return done, r.failed(i, len(items), it, o.Why, "")
+		}
+	}
+	if changed {
+		return again, nil
+	}
+	return done, nil
+}
+
+// apply runs one item's script as a job and follows it. It answers again when the job was cut off, so
+// that only a new look at the guest can tell how far it came.
+func (r *run) apply(ctx context.Context, i, of int, it plan.Item) (verdict, error) {
+	if r.changes[it.ID]++; r.changes[it.ID] > 3 {
+		return done, r.failed(i, of, it, "it does not stay as it was put", "")
+	}
+	r.tell(Event{Kind: StepBegan, Step: it.ID, Title: it.Title, Index: i + 1, Of: of})
+	script := r.plan.Script(it)
+	began := time.Now()
+	res, text, err := r.job(ctx, plan.JobName(it.ID, script), script, i, of, it.ID)
+	if err != nil {
+		return done, err
+	}
+	switch {
+	case res.State != guest.Exited:
+		r.tell(Event{Kind: Notice, Text: fmt.Sprintf("%s was cut off (%s); looking again", it.ID, res.State)})
+		return again, nil
+	case res.Exit == plan.NotMet:
+		return done, r.failed(i, of, it, afterActions(text), text)
+	case res.Exit != 0:
+		return done, r.failed(i, of, it, fmt.Sprintf("exit %d", res.Exit), text)
+	}
+	state := Changed
+	if bytes.HasSuffix(bytes.TrimSpace([]byte(text)), []byte("gpuguest: already so")) {
+		state = Met
+	}
+	r.note(i, of, it, state, "", time.Since(began))
+	return done, nil
+}
+
+// afterActions returns what the script said of a check that still fails: "applied, but …" to its end.
+func afterActions(text string) string {
+	if i := strings.LastIndex(text, "gpuguest: applied, but "); i >= 0 {
+		return strings.TrimSpace(strings.TrimPrefix(text[i:], "gpuguest: "))
+	}
+	return "applied, but its aim is not met"
+}
+
+func (r *run) failed(i, of int, it plan.Item, what, text string) error {
+	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh}
+	if text != "" {
+		e.Tail = tail(text, 15)
+	}
+	if r.Hint != nil {
+		if h := r.Hint(what + "\n" + text); h != "" {
+			e.Hint = h
+		}
+	}
+	r.note(i, of, it, Failed, what, 0)
+	return e
+}
+
+// note records what became of a step, replacing what an earlier pass said of it.
+func (r *run) note(i, of int, it plan.Item, state, detail string, took time.Duration) {
+	s := StepReport{ID: it.ID, Title: it.Title, State: state, Detail: detail, Seconds: took.Seconds()}
+	for n, old := range r.report.Steps {
+		if old.ID != it.ID {
+			continue
+		}
+		if old.State == Changed && state == Met {
+			s.State, s.Seconds = Changed, old.Seconds
+		}
+		r.report.Steps[n] = s
+		r.tell(Event{Kind: StepEnded, Step: it.ID, Title: it.Title, Index: i + 1, Of: of, State: s.State, Text: detail})
+		return
+	}
+	r.report.Steps = append(r.report.Steps, s)
+	r.tell(Event{Kind: StepEnded, Step: it.ID, Title: it.Title, Index: i + 1, Of: of, State: state, Text: detail})
+}
+
+// job starts a job, or follows the one of the same name that runs already.
+func (r *run) job(ctx context.Context, name, script string, i, of int, id steps.ID) (guest.JobResult, string, error) {
+	out, text, end, err := r.sink(name, i, of, id)
+	if err != nil {
+		return guest.JobResult{}, "", err
+	}
+	began := time.Now()
+	res, err := r.conn.RunJob(ctx, guest.JobSpec{Name: name, Script: script}, out)
+	r.inGuest += time.Since(began)
+	if cerr := end(); err == nil {
+		err = cerr
+	}
+	return res, text.String(), r.detached(ctx, err, id)
+}
+
+func (r *run) follow(ctx context.Context, name string, i, of int, id steps.ID) (guest.JobResult, error) {
+	out, _, end, err := r.sink(name, i, of, id)
+	if err != nil {
+		return guest.JobResult{}, err
+	}
+	began := time.Now()
+	res, err := r.conn.FollowJob(ctx, name, out)
+	r.inGuest += time.Since(began)
+	if cerr := end(); err == nil {
+		err = cerr
+	}
+	return res, r.detached(ctx, err, steps.ID(name))
+}
+
+func (r *run) detached(ctx context.Context, err error, id steps.ID) error {
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: %s goes on in the guest: %w", ErrDetached, id, context.Cause(ctx))
+	}
+	return err
+}
+
+// sink is where a job's output goes: whole to its log, line by line to whoever listens, and the end of it
+// into what an error quotes.
+func (r *run) sink(name string, i, of int, id steps.ID) (io.Writer, *lastBytes, func() error, error) {
+	text := &lastBytes{limit: 64 << 10}
+	lines := &lineWriter{each: func(s string) {
+		r.tell(Event{Kind: StepOutput, Step: id, Index: i + 1, Of: of, Text: s})
+	}}
+	writers := []io.Writer{text, lines}
+	end := func() error { return nil }
+	if r.Logs != nil {
+		w, err := r.Logs(name)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		writers = append(writers, w)
+		end = w.Close
+	}
+	return io.MultiWriter(writers...), text, end, nil
+}
+
+// describe puts what the plan says into the report.
+func (r *run) describe() {
+	c, f := r.plan.Choice, r.facts
+	r.report.Distro, r.report.Kernel = r.plan.Distro.Name, f.Kernel.Running
+	r.report.Flavor, r.report.Source, r.report.Modules = c.Flavor, c.Source, c.Modules
+	r.report.Driver, r.report.Warnings = f.Driver.Loaded, c.Warnings
+	r.report.GPUs = nil
+	for _, g := range c.GPUs {
+		name := g.Name
+		if name == "" {
+			name = "unknown GPU"
+		}
+		r.report.GPUs = append(r.report.GPUs, fmt.Sprintf("%s %s (%s)", g.Address, name, g.ID))
+	}
+	r.report.Owed = Owed(r.journal, f.BootID)
+}
+
+func (r *run) tell(e Event) {
+	if r.Tell != nil {
+		r.Tell(e)
+	}
+}
+
+// record appends one record to the guest's journal.
+func (r *run) record(ctx context.Context, rec Record) error {
+	text, err := json.Marshal(struct {
+		Event  string `json:"event"`
+		Reason string `json:"reason,omitempty"`
+	}{rec.Event, rec.Reason})
+	if err != nil {
+		return err
+	}
+	body := string(text[1 : len(text)-1])
+	res, err := r.conn.Run(ctx, guest.Command{Script: "set -eu\n" + assets.StepLibrary + "journal " + sh.Quote(body), Timeout: time.Minute})
+	if err != nil {
+		return err
+	}
+	if res.Exit != 0 {
+		return fmt.Errorf("journal: exit %d: %s", res.Exit, tail(string(res.Stderr), 3))
+	}
+	return nil
+}

@@ -1,1 +1,114 @@
+// Package plan turns steps into a value that can be printed, compared and run.
+//
+// It reaches no guest and reads no clock: the same facts and the same wish make the same plan.
 package plan
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"gpuguest/distros"
+	"gpuguest/internal/action"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
+	"gpuguest/steps"
+)
+
+// Plan is what will be done to one guest, in order.
+type Plan struct {
+	Distro   distros.Distro
+	Choice   choice.Choice
+	Segments []Segment
+}
+
+// Segment is what happens within one boot.
+type Segment struct{ Items []Item }
+
+// Item is one step, worked out for one guest.
+type Item struct {
+	ID      steps.ID
+	Title   string
+	Check   string          // POSIX sh; exit 0: met
+	Actions []action.Action // nil: the step only verifies
+	AtBoot  bool            // its change takes effect at the next boot
+	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
+	Hint    string
+}
+
+// Refusal says why a plan cannot be carried out in this guest. Nothing was changed when it is returned.
+type Refusal struct {
+	Step   steps.ID
+	Reason string
+	Hint   string
+}
+
+func (r *Refusal) Error() string { return fmt.Sprintf("%s: %s", r.Step, r.Reason) }
+
+// Input makes what steps look at: it finds the distribution and decides on the driver. The errors are
+// those of distros.For and choice.Make.
+func Input(f facts.Facts, w choice.Want) (steps.Input, error) {
+	d, err := distros.For(f.OS, w.As)
+	if err != nil {
+		return steps.Input{}, err
+	}
+	c, err := choice.Make(f, d, w)
+	if err != nil {
+		return steps.Input{}, err
+	}
+	return steps.Input{Facts: f, Distro: d, Want: w, Choice: c}, nil
+}
+
+// Build works out every wanted step. It fails with a *Refusal when a step says that it cannot be carried
+// out in this guest.
+func Build(in steps.Input, all []steps.Step) (Plan, error) {
+	var now, fresh Segment
+	for _, s := range all {
+		if s.Wanted != nil && !s.Wanted(in) {
+			continue
+		}
+		if s.Refuse != nil {
+			if reason := s.Refuse(in); reason != "" {
+				return Plan{}, &Refusal{Step: s.ID, Reason: reason, Hint: s.Hint}
+			}
+		}
+		if s.Check == nil {
+			continue
+		}
+		item := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Fresh: s.Fresh, Hint: s.Hint}
+		if s.Apply != nil {
+			item.Actions = s.Apply(in)
+		}
+		if s.AtBoot != nil {
+			item.AtBoot = s.AtBoot(in)
+		}
+		if s.Fresh {
+			fresh.Items = append(fresh.Items, item)
+		} else {
+			now.Items = append(now.Items, item)
+		}
+	}
+	p := Plan{Distro: in.Distro, Choice: in.Choice}
+	for _, s := range []Segment{now, fresh} {
+		if len(s.Items) > 0 {
+			p.Segments = append(p.Segments, s)
+		}
+	}
+	return p, nil
+}
+
+// Items returns every item of every segment, in order.
+func (p Plan) Items() []Item {
+	var all []Item
+	for _, s := range p.Segments {
+		all = append(all, s.Items...)
+	}
+	return all
+}
+
+// JobName names an item's work in the guest. The same work has the same name, so that a second run finds
+// and follows what a first one started; other work has another name.
+func JobName(id steps.ID, script string) string {
+	sum := sha256.Sum256([]byte(script))
+	return string(id) + "-" + hex.EncodeToString(sum[:6])
+}

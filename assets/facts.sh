@@ -1,0 +1,522 @@
+#!/bin/sh
+# One look at one guest, in one round trip, changing nothing.
+#
+# Output: a head line, then sections. `== name` starts a section, `|text` is a line of it, `!reason` says why
+# the section is not (fully) known, `== end` proves that nothing was cut off. No other line starts with those
+# marks, so whatever a file or a command holds, it cannot forge a section.
+#
+# What the output means is worked out in internal/facts: the script only fetches. It forks as little as it
+# can (a fork costs milliseconds in an emulated guest): sh reads small files itself, one awk reads all others.
+#
+# GPUGUEST_ROOT, GPUGUEST_SYS: read a recorded tree in place of / and /sys; nothing live is asked then.
+# GPUGUEST_FULL=1: ask what the package manager offers even when an NVIDIA driver is installed.
+LC_ALL=C
+export LC_ALL
+unset CDPATH
+R=${GPUGUEST_ROOT:-}
+S=${GPUGUEST_SYS:-$R/sys}
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+NL='
+'
+TAB='	'
+T=
+if command -v timeout >/dev/null 2>&1; then T='timeout 10'; fi
+
+sec() { printf '== %s\n' "$1"; }
+why() { printf '!%s\n' "$*"; }
+out() { printf '|%s\n' "$*"; }
+# get FILE: first line of FILE in $v, without a fork; empty when there is none.
+get() {
+	v=
+	if [ -r "$1" ]; then IFS= read -r v 2>/dev/null <"$1"; fi
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+printf 'gpuguest-facts 1\n'
+
+sec id
+get "$R/proc/sys/kernel/osrelease"
+if [ -z "$v" ] && [ -z "$R" ]; then v=$(uname -r); fi
+out "running$TAB$v"
+get "$R/proc/sys/kernel/arch"
+if [ -z "$v" ] && [ -z "$R" ]; then v=$(uname -m); fi
+out "arch$TAB$v"
+get "$R/proc/sys/kernel/hostname"
+out "host$TAB$v"
+get "$R/proc/sys/kernel/random/boot_id"
+out "boot_id$TAB$v"
+get "$R/proc/1/comm"
+out "init$TAB$v"
+# User 0 without root's rights would read fewer files and call it the truth.
+if [ -z "$R" ] && [ "$(id -u)" != 0 ]; then why "not run as root: some files are not readable"; fi
+
+# Many small files, read by one awk: `|@path` starts a file, `|:line` is a line of it. Those that are large
+# are cut down to the lines that are understood.
+sec files
+set --
+for f in /etc/os-release /usr/lib/os-release /proc/cmdline /proc/keys /proc/mounts /proc/driver/nvidia/version \
+	/boot/grub/grub.cfg /boot/grub/grubenv /boot/grub2/grub.cfg /boot/grub2/grubenv /boot/loader/loader.conf \
+	/boot/efi/loader/loader.conf /efi/loader/loader.conf /etc/default/grub /etc/kernel/cmdline \
+	/run/cloud-init/result.json /run/cloud-init/status.json /var/lib/nvidia/log \
+	/etc/apt/sources.list "$R"/etc/apt/sources.list.d/*.list \
+	"$R"/etc/apt/sources.list.d/*.sources "$R"/boot/loader/entries/*.conf \
+	"$R"/boot/efi/loader/entries/*.conf "$R"/efi/loader/entries/*.conf "$R"/etc/default/grub.d/*.cfg \
+	"$R"/etc/yum.repos.d/*.repo "$R"/etc/zypp/repos.d/*.repo; do
+	case $f in "$R"/*) ;; *) f=$R$f ;; esac
+	if [ -n "$R" ]; then case $f in "$R"/*) ;; *) f=$R$f ;; esac; fi
+	if [ -f "$f" ] && [ -r "$f" ]; then set -- "$@" "$f"; fi
+done
+for f in "$S/kernel/security/lockdown" "$S/module/module/parameters/sig_enforce" \
+	"$S/class/dmi/id/sys_vendor" "$S/class/dmi/id/product_name" "$S/hypervisor/type"; do
+	if [ -f "$f" ] && [ -r "$f" ]; then set -- "$@" "$f"; fi
+done
+# shellcheck disable=SC2016 # the dollars are awk's
+$T awk -v r="${#R}" -v s="${#S}" -v sys="$S" '
+FNR == 1 {
+	f = FILENAME
+	if (index(f, sys "/") == 1) f = "/sys" substr(f, s + 1); else f = substr(f, r + 1)
+	print "|@" f
+	grub = f ~ /\/grub\.cfg$/
+	keys = f == "/proc/keys"
+	mounts = f == "/proc/mounts"
+	conf = f ~ /^\/etc\/|\/grubenv$/
+	log_ = f == "/var/lib/nvidia/log"
+}
+grub && !/^[ \t]*(set +default=|menuentry[ \t]|submenu[ \t]|linux|initrd|blscfg|[}])/ { next }
+keys && !/asymmetri/ { next }
+mounts && $2 !~ /^\/(boot|boot\/efi|efi|var|var\/lib|var\/lib\/dpkg|usr|tmp|etc)?$/ { next }
+conf && /^[ \t]*#/ { next }
+log_ && FNR > 2 { next }
+{ print "|:" $0 }' "$@" </dev/null 2>/dev/null || why "awk ended with $?: not every file was read"
+
+sec kernels
+set --
+deps=
+for d in "$R"/lib/modules/*/; do
+	[ -d "$d" ] || continue
+	k=${d%/}
+	k=${k##*/}
+	b=0
+	if [ -f "${d}build/Makefile" ]; then b=1; fi
+	i=
+	for f in "$R/boot/vmlinuz-$k" "$R/boot/vmlinux-$k" "$R/boot/Image-$k" "$R/boot/kernel-$k" "${d}vmlinuz"; do
+		if [ -f "$f" ]; then
+			i=${f#"$R"}
+			break
+		fi
+	done
+	out "k$TAB$k$TAB$b$TAB$i"
+	for f in "${d}modules.dep" "${d}modules.builtin"; do
+		if [ -f "$f" ]; then set -- "$@" "$f"; fi
+	done
+done
+for f in "$R"/boot/vmlinu[xz]* "$R"/boot/Image* "$R"/boot/kernel-* "$R"/boot/initr* "$R"/boot/init-*; do
+	if [ -f "$f" ]; then out "f$TAB${f#"$R"}"; fi
+done
+# Module files of interest of every kernel: which of them starts next is worked out later.
+if [ $# -gt 0 ]; then
+	deps=$($T grep -HoE '^[^:]*/(nouveau|nova[-_]core|nova([-_]drm)?|nvidiafb|vfio-pci|nvidia[^/:]*)\.ko[.a-z0-9]*(:|$)' "$@" /dev/null 2>/dev/null </dev/null)
+	set --
+	while IFS= read -r l; do
+		[ -n "$l" ] || continue
+		k=${l%%/modules.[db]*}
+		k=${k##*/}
+		p=${l#*/modules.*:}
+		p=${p%:}
+		out "m$TAB$k$TAB$p"
+		case ${p##*/} in
+		nvidia-drm* | nvidia-modeset* | nvidia-uvm* | nvidia-peermem* | nvidia*-drm.ko* | nvidia*-modeset.ko* | nvidia*-uvm.ko* | nvidia*-peermem.ko*) ;;
+		nvidia.ko* | nvidia-current*.ko* | nvidia-tesla*.ko* | nvidia-legacy*.ko*)
+			case $p in
+			/*) set -- "$@" "$R$p" ;;
+			*) set -- "$@" "$R/lib/modules/$k/$p" ;;
+			esac
+			;;
+		esac
+	done <<DEPS
+$deps
+DEPS
+fi
+for f in "$R"/boot/config-* "$R"/lib/modules/*/config; do
+	if [ -f "$f" ]; then
+		# The compiler's line is near the top: sh stops reading there and needs no fork.
+		n=0
+		while [ $n -lt 12 ] && IFS= read -r l; do
+			n=$((n + 1))
+			case $l in
+			CONFIG_CC_VERSION_TEXT=* | '# Compiler: '*)
+				k=${f#"$R"}
+				out "c$TAB$k$TAB$l"
+				break
+				;;
+			esac
+		done <"$f"
+	fi
+done
+
+sec modinfo
+if [ $# -gt 0 ]; then
+	if have modinfo; then
+		# shellcheck disable=SC2016
+		$T modinfo "$@" 2>/dev/null </dev/null | awk -v r="${#R}" '
+		/^filename:/ { sub(/^filename:[ \t]*/, ""); print "|filename:" substr($0, r + 1); next }
+		/^(version|license|signer|vermagic|sig_key):/ { print "|" $0 }'
+	else
+		why "modinfo not found"
+	fi
+fi
+
+sec pci
+if [ -d "$S/bus/pci/devices" ]; then
+	for d in "$S"/bus/pci/devices/*; do
+		get "$d/vendor"
+		[ "$v" = 0x10de ] || continue
+		l="p$TAB${d##*/}"
+		for f in vendor device subsystem_vendor subsystem_device class numa_node; do
+			get "$d/$f"
+			l=$l$TAB${v:--}
+		done
+		out "$l"
+		if cd -P "$d/driver" 2>/dev/null; then
+			out "d$TAB${PWD##*/}"
+			cd / || exit 1
+		fi
+		get "$d/driver_override"
+		if [ -n "$v" ] && [ "$v" != '(null)' ]; then out "o$TAB$v"; fi
+		if [ -r "$d/resource" ]; then
+			n=0
+			while read -r a b f; do
+				case $a$b$f in *[1-9a-fA-F]*) out "r$TAB$n$TAB$a$TAB$b$TAB$f" ;; esac
+				n=$((n + 1))
+			done <"$d/resource"
+		fi
+	done
+else
+	why "$S/bus/pci/devices: no such directory"
+fi
+
+sec loaded
+if [ -d "$S/module" ]; then
+	for m in nouveau nova_core nova_drm nova nvidiafb nvidia nvidia_uvm nvidia_modeset nvidia_drm vfio_pci; do
+		if [ -d "$S/module/$m" ]; then out "$m"; fi
+	done
+else
+	why "$S/module: no such directory"
+fi
+
+sec packages
+pk=
+apt=
+if have dpkg-query && [ -f "$R/var/lib/dpkg/status" ]; then
+	apt=1
+	# Every package that is of interest, and every one that is not simply installed or gone.
+	# shellcheck disable=SC2016 # dpkg-query's own variables
+	pk=$($T dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null |
+		grep -E "^\\|(.[HUFWt]|h.|..R)|^\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB)")
+	if [ -n "$pk" ]; then printf '%s\n' "$pk"; else why "dpkg-query gave nothing"; fi
+elif have rpm && [ -z "$R" ]; then
+	# shellcheck disable=SC2016
+	pk=$($T rpm -qa --qf '|rpm\t%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' 2>/dev/null </dev/null |
+		grep -E "^\\|rpm$TAB([^$TAB]*(nvidia|cuda|nouveau)|kernel|(dkms|gcc|make|mokutil|shim|grub2|systemd|dracut|kmod|cloud-init|curl|wget|pciutils|dnf|yum|zypper|akmods?|epel-release|elrepo-release)(-[^$TAB]*)?$TAB)")
+	if [ -n "$pk" ]; then printf '%s\n' "$pk"; else why "rpm gave nothing"; fi
+else
+	why "neither dpkg-query nor rpm found"
+fi
+
+# What would be installed now. apt-cache costs half a second natively (seconds in an emulated guest) when it
+# has to build its cache, and `apt-get indextargets` as much, without telling Signed-By: so sources are read
+# from their files, and offers are asked for only while no driver package is installed (nothing is then
+# converged, and an installation costs minutes anyway), or with GPUGUEST_FULL=1.
+sec offered
+full=${GPUGUEST_FULL:-}
+case $pk in
+*"${TAB}nvidia-driver"* | *"${TAB}nvidia-open"* | *"${TAB}nvidia-kernel"* | *"${TAB}nvidia-dkms"* | *"${TAB}nvidia-headless"* | *"${TAB}cuda-drivers"* | *"${TAB}kmod-nvidia"* | *"${TAB}linux-modules-nvidia"*) ;;
+*) full=1 ;;
+esac
+if [ -z "$apt" ] || [ -n "$R" ]; then
+	why "not asked: no live apt"
+elif [ "$full" != 1 ]; then
+	why "not asked: a driver is installed"
+elif ! have apt-cache; then
+	why "apt-cache not found"
+else
+	# A stale cache would be rewritten: have apt build it in memory then, for nothing here may write.
+	c=/var/cache/apt/pkgcache.bin
+	set --
+	# shellcheck disable=SC3013 # dash, bash and busybox know -nt
+	if ! [ -s $c ] || [ /var/lib/dpkg/status -nt $c ] || [ /var/lib/apt/lists -nt $c ] || [ /etc/apt/sources.list -nt $c ] || [ /etc/apt/sources.list.d -nt $c ]; then
+		set -- -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+	fi
+	ks=' '
+	for d in /lib/modules/*/; do
+		d=${d%/}
+		ks="$ks${d##*/} "
+	done
+	# shellcheck disable=SC2016
+	names=$($T apt-cache "$@" pkgnames 2>/dev/null </dev/null | awk -v ks="$ks" '
+	/^(nvidia-(driver|open|kernel|dkms|headless|utils|compute|persistenced|smi|tesla|legacy|modprobe|firmware|fabric|imex|cuda-toolkit|graphics-drivers)|cuda-(drivers|keyring|compat|toolkit-[0-9])|cuda-toolkit$|libnvidia-(compute|ml1)|libcuda1$|firmware-nvidia|linux-modules-nvidia-|linux-headers-|linux-image-|dkms$|gcc$|make$|build-essential$|mokutil$|initramfs-tools$)/ {
+		if (/-dbg|-unsigned|-dev$|-template$/) next
+		# Of thousands of names that carry a kernel release, only those for a kernel that is here.
+		if (/^linux-/ && match($0, /-[0-9]+\.[0-9]+/) && !/-[0-9][0-9]\.[0-9][0-9](-edge)?$/ && !index(ks, " " substr($0, RSTART + 1) " ")) next
+		print
+	}')
+	if [ -z "$names" ]; then
+		why "apt-cache pkgnames gave no name of interest"
+	else
+		# shellcheck disable=SC2086 # package names, one word each
+		$T apt-cache "$@" policy $names 2>/dev/null </dev/null | awk '
+		/^[^ ]/ { name = $1; sub(/:$/, "", name); next }
+		/^  Installed:/ { next }
+		/^  Candidate:/ { if ($2 != "(none)") print "|c\t" name "\t" $2; next }
+		/^  (Version table|Package pin)/ { next }
+		/^ (\*\*\*|   ) [^ ]/ { v = ($1 == "***") ? $2 : $1; print "|v\t" name "\t" v; next }
+		/^        ? *-?[0-9]+ / { if ($2 !~ /^\//) print "|s\t" $1 "\t" $2 "\t" $3 }' || why "apt-cache policy ended with $?"
+	fi
+fi
+
+sec oldnvidia
+set --
+for f in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/*.list "$R"/etc/apt/sources.list.d/*.sources; do
+	if [ -f "$f" ]; then set -- "$@" "$f"; fi
+done
+if [ $# -gt 0 ]; then
+	$T grep -lE '^[^#]*(developer\.download\.nvidia\.com|nvidia\.github\.io|7[fF][aA]2[aA][fF]80)' "$@" /dev/null 2>/dev/null </dev/null |
+		while IFS= read -r f; do
+			f=${f#"$R"}
+			if [ -f "$R/var/lib/dpkg/info/cuda-keyring.list" ]; then
+				o=
+				while IFS= read -r l; do if [ "$l" = "$f" ]; then o=1; fi; done <"$R/var/lib/dpkg/info/cuda-keyring.list"
+				if [ -n "$o" ]; then continue; fi
+			fi
+			out "$f"
+		done
+fi
+# The retired key AE09FE4BBD223A84B2CCFCE3F60F4B3D7FA2AF80: a binary keyring names its id in its signatures.
+set --
+for f in "$R"/etc/apt/trusted.gpg "$R"/etc/apt/trusted.gpg.d/* "$R"/etc/apt/keyrings/* "$R"/usr/share/keyrings/*nvidia* "$R"/usr/share/keyrings/cuda*; do
+	if [ -f "$f" ]; then set -- "$@" "$f"; fi
+done
+if [ $# -gt 0 ]; then
+	key=$(printf '\366\017\113\075\177\242\257\200')
+	$T grep -lF -e "$key" "$@" /dev/null 2>/dev/null </dev/null |
+		while IFS= read -r f; do out "${f#"$R"}"; done
+fi
+
+# Locks, without fuser: the inodes of the lock files, whoever /proc/locks names for them, and a look
+# whether that process has the very file open.
+sec lock
+set --
+for f in /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock /var/lib/rpm/.rpm.lock /usr/lib/sysimage/rpm/.rpm.lock; do
+	if [ -f "$R$f" ]; then set -- "$@" "$R$f"; fi
+done
+if [ $# -gt 0 ]; then
+	if [ -r "$R/proc/locks" ]; then
+		ino=
+		while read -r _ a _ _ pid dev _; do
+			if [ "$a" = '->' ]; then continue; fi
+			case $pid in '' | *[!0-9]* | 0) continue ;; esac
+			if [ -z "$ino" ]; then ino=" $($T ls -iLd "$@" 2>/dev/null | while read -r i f; do printf '%s ' "$i"; done)"; fi
+			case $ino in *" ${dev##*:} "*) ;; *) continue ;; esac
+			for f in "$@"; do
+				for d in "$R/proc/$pid/fd"/*; do
+					# shellcheck disable=SC3013 # dash, bash and busybox know -ef
+					if [ "$d" -ef "$f" ]; then
+						c=
+						if [ -r "$R/proc/$pid/cmdline" ]; then c=$(tr '\000\n' '  ' <"$R/proc/$pid/cmdline"); fi
+						if [ -z "$c" ]; then
+							get "$R/proc/$pid/comm"
+							c=$v
+						fi
+						out "$pid$TAB${f#"$R"}$TAB$c"
+						break
+					fi
+				done
+			done
+		done <"$R/proc/locks"
+	else
+		why "/proc/locks is not readable"
+	fi
+fi
+for f in /run/yum.pid /run/zypp.pid /var/cache/dnf/metadata_lock.pid /var/cache/dnf/download_lock.pid /var/lib/dnf/rpmdb_lock.pid; do
+	get "$R$f"
+	case $v in '' | *[!0-9]*) continue ;; esac
+	if [ -d "$R/proc/$v" ]; then
+		pid=$v
+		get "$R/proc/$pid/comm"
+		out "$pid$TAB$f$TAB$v"
+	fi
+done
+
+sec driver
+for f in "$R"/usr/lib/*/libnvidia-ml.so.*.* "$R"/usr/lib64/libnvidia-ml.so.*.* "$R"/usr/lib/libnvidia-ml.so.*.* \
+	"$R"/usr/lib/*/nvidia/*/libnvidia-ml.so.*.* "$R"/usr/lib/*/libcuda.so.*.* "$R"/usr/lib64/libcuda.so.*.* \
+	"$R"/usr/lib/libcuda.so.*.* "$R"/usr/lib/*/nvidia/*/libcuda.so.*.*; do
+	if [ -f "$f" ]; then out "lib$TAB${f#"$R"}"; fi
+done
+for f in /usr/bin/nvidia-uninstall /usr/sbin/nvidia-uninstall /usr/local/bin/nvidia-uninstall; do
+	if [ -f "$R$f" ]; then
+		o=0
+		if [ -n "$apt" ]; then
+			if $T dpkg-query --admindir="$R/var/lib/dpkg" -S "$f" >/dev/null 2>&1 </dev/null; then o=1; fi
+		elif [ -z "$R" ] && have rpm; then
+			if $T rpm -qf "$f" >/dev/null 2>&1 </dev/null; then o=1; fi
+		fi
+		out "uninstall$TAB$f$TAB$o"
+	fi
+done
+for d in "$R"/usr/local/cuda-*/; do
+	d=${d%/}
+	if [ -d "$d" ] && ! [ -L "$d" ]; then out "cuda$TAB${d##*/cuda-}"; fi
+done
+# The tree of DKMS in place of `dkms status`, which forks hundreds of times.
+for d in "$R"/var/lib/dkms/*/*/; do
+	d=${d%/}
+	v=${d##*/}
+	case $v in kernel-* | original_module | '*') continue ;; esac
+	m=${d%/*}
+	m=${m##*/}
+	b=
+	for f in "$d"/*/*/module/; do
+		if [ -d "$f" ]; then
+			f=${f%/module/}
+			a=${f##*/}
+			k=${f%/*}
+			out "dkms$TAB$m$TAB$v$TAB${k##*/}$TAB$a"
+			b=1
+		fi
+	done
+	if [ -z "$b" ]; then out "dkms$TAB$m$TAB$v$TAB$TAB"; fi
+done
+
+sec tools
+for f in gcc cc make dkms curl wget gpg gpgv python3 mokutil lspci modinfo nvidia-smi nvidia-persistenced \
+	update-initramfs lsinitramfs dracut lsinitrd mkinitrd update-grub grub-mkconfig grub2-mkconfig grub-editenv \
+	grub2-editenv grubby kernel-install bootctl systemctl systemd-run setsid timeout flock cloud-init apt-get dnf yum \
+	zypper unattended-upgrade needrestart debconf-communicate; do
+	for d in /usr/bin /usr/sbin /bin /sbin /usr/local/bin /usr/local/sbin; do
+		if [ -x "$R$d/$f" ]; then
+			out "$f$TAB$d/$f"
+			break
+		fi
+	done
+done
+
+sec secure
+if [ -d "$S/firmware/efi" ]; then
+	out "efi${TAB}1"
+	d=$S/firmware/efi/efivars
+	g=8be4df61-93ca-11d2-aa0d-00e098032b8c
+	s=
+	for f in SecureBoot SetupMode; do
+		if [ -r "$d/$f-$g" ]; then
+			# Four bytes of attributes, then the value.
+			v=$($T od -An -tu1 "$d/$f-$g" 2>/dev/null)
+			v=${v##* }
+			out "$f$TAB$v"
+			if [ "$f" = SecureBoot ]; then s=1; fi
+		fi
+	done
+	if [ -z "$s" ]; then
+		if [ -z "$R" ] && have mokutil; then
+			v=$($T mokutil --sb-state 2>&1 </dev/null)
+			case $v in
+			*'SecureBoot enabled'*) out "SecureBoot${TAB}1" ;;
+			*'SecureBoot disabled'*) out "SecureBoot${TAB}0" ;;
+			*) why "no SecureBoot variable, and mokutil said: ${v%%"$NL"*}" ;;
+			esac
+		else
+			why "no SecureBoot variable in $d"
+		fi
+	fi
+	f=$d/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f
+	if [ -r "$f" ]; then out "loader$TAB$(tr -cd 'A-Za-z0-9. ()-' <"$f")"; fi
+elif [ -d "$S/firmware" ]; then
+	out "efi${TAB}0"
+else
+	why "$S/firmware: no such directory"
+fi
+for f in /var/lib/shim-signed/mok/MOK.der /var/lib/shim-signed/mok/MOK.priv /var/lib/dkms/mok.pub /var/lib/dkms/mok.key; do
+	if [ -f "$R$f" ]; then out "key$TAB$f"; fi
+done
+
+sec units
+if [ -d "$R/run/systemd/system" ]; then
+	out "systemd${TAB}1"
+	if [ -n "$R" ]; then
+		why "not asked: a recorded tree"
+	elif have systemctl; then
+		v=$($T systemctl is-system-running 2>/dev/null </dev/null)
+		out "state$TAB${v%%"$NL"*}"
+		$T systemctl show -p Id -p LoadState -p ActiveState -p UnitFileState nvidia-persistenced.service \
+			nvidia-fabricmanager.service apt-daily.timer apt-daily-upgrade.timer apt-daily.service \
+			apt-daily-upgrade.service unattended-upgrades.service packagekit.service display-manager.service \
+			2>/dev/null </dev/null | while IFS= read -r l; do out "u$TAB$l"; done
+	else
+		why "systemctl not found"
+	fi
+fi
+
+sec virt
+if [ -n "$R" ]; then
+	why "not asked: a recorded tree"
+elif have systemd-detect-virt; then
+	v=$($T systemd-detect-virt 2>/dev/null </dev/null)
+	out "${v%%"$NL"*}"
+fi
+
+sec cloud
+for f in /run/cloud-init/enabled /run/cloud-init/disabled /etc/cloud/cloud-init.disabled /var/lib/cloud/instance/boot-finished /usr/bin/cloud-init; do
+	if [ -e "$R$f" ]; then out "$f"; fi
+done
+
+sec disks
+set --
+for f in / /boot /var /usr /tmp; do
+	if [ -d "$R$f" ]; then set -- "$@" "$f"; fi
+done
+if [ -n "$R" ]; then
+	why "not asked: a recorded tree"
+elif have stat; then
+	$T stat -f -c "|%n$TAB%a$TAB%S$TAB%b$TAB%d" "$@" 2>/dev/null </dev/null || why "stat -f ended with $?"
+else
+	why "stat not found"
+fi
+
+sec jobs
+for d in "$R"/var/lib/gpuguest/jobs/*/*/; do
+	[ -d "$d" ] || continue
+	d=${d%/}
+	a=${d##*/}
+	j=${d%/*}
+	e=0
+	if [ -s "$d/exit" ]; then e=1; fi
+	# A job of an earlier boot cannot be at work, whatever it left.
+	get "$d/boot"
+	b=$v
+	get "$R/proc/sys/kernel/random/boot_id"
+	if [ -n "$b" ] && [ -n "$v" ] && [ "$b" != "$v" ]; then e=1; fi
+	out "${j##*/}$TAB$a$TAB$e"
+done
+
+sec journal
+f=$R/var/lib/gpuguest/journal
+if [ -s "$f" ]; then
+	if [ -r "$f" ]; then
+		$T tail -c 262144 "$f" 2>/dev/null | awk '{ print "|" $0 }'
+	else
+		why "$f is not readable"
+	fi
+fi
+
+# What uninstall would take back: the ledger of packages and holds, and the files whose earlier state is kept.
+sec ledger
+L=$R/var/lib/gpuguest
+if [ -d "$L/before" ]; then
+	out before
+	if [ -r "$L/packages" ]; then awk '{ print "|package\t" $1 "\t" $2 "\t" $3 }' "$L/packages"; fi
+	if [ -r "$L/held" ]; then awk '{ print "|held\t" $1 }' "$L/held"; fi
+	if [ -d "$L/before/files" ]; then ( cd "$L/before/files" && find . ! -type d ) | sed 's/^\./|kept	/'; fi
+	if [ -d "$L/before/absent" ]; then ( cd "$L/before/absent" && find . -type f ) | sed 's/^\./|absent	/'; fi
+fi
+
+printf '== end\n'

@@ -1,0 +1,88 @@
+# The library in front of every step's script. It is sourced text, not a program: internal/plan puts it
+# first, then the step's check and actions. POSIX sh; shellcheck reads it as sh.
+#
+# What a step's actions may call:
+#   put PATH MODE   write standard input to PATH by a temporary name, keeping what was there before
+#   drop PATH       remove PATH, keeping what was there before
+#   keep PATH       keep what is at PATH now, so that it can be put back
+# What only the frame around them calls: prepare, settle, journal.
+S=${GPUGUEST_STATE:-/var/lib/gpuguest}
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a NEEDRESTART_SUSPEND=1
+umask 022
+
+# flush makes a file survive a power cut; old coreutils cannot sync one file and sync everything.
+flush() { sync "$1" 2>/dev/null || sync; }
+
+keep() {
+	[ -e "$S/before/files$1" ] || [ -L "$S/before/files$1" ] || [ -e "$S/before/absent$1" ] && return 0
+	if [ -e "$1" ] || [ -L "$1" ]; then
+		mkdir -p "$S/before/files${1%/*}"
+		cp -a "$1" "$S/before/files$1.gpuguest-tmp"
+		mv -f "$S/before/files$1.gpuguest-tmp" "$S/before/files$1"
+	else
+		mkdir -p "$S/before/absent${1%/*}"
+		: >"$S/before/absent$1"
+	fi
+	flush "$S/before"
+}
+
+put() {
+	keep "$1"
+	mkdir -p "${1%/*}"
+	put_tmp=$(mktemp "$1.gpuguest-XXXXXX")
+	cat >"$put_tmp"
+	chmod "$2" "$put_tmp"
+	flush "$put_tmp"
+	mv -f "$put_tmp" "$1"
+}
+
+drop() {
+	keep "$1"
+	rm -f "$1"
+}
+
+# journal appends one JSON record. A torn last line, left by a power cut, is ended first, so that it
+# costs that one record and not the next.
+journal() {
+	mkdir -p "$S"
+	if [ -s "$S/journal" ] && [ -n "$(tail -c 1 "$S/journal")" ]; then echo >>"$S/journal"; fi
+	printf '{"time":"%s","boot":"%s",%s}\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$(cat /proc/sys/kernel/random/boot_id)" "$1" >>"$S/journal"
+	flush "$S/journal"
+}
+
+# prepare records, once, what the guest was before gpuguest first changed it.
+prepare() {
+	mkdir -p "$S"
+	chmod 700 "$S"
+	if [ ! -e "$S/before/packages" ]; then
+		mkdir -p "$S/before"
+		list_packages >"$S/before/packages.tmp"
+		cat /proc/cmdline >"$S/before/cmdline"
+		list_manual >"$S/before/manual"
+		flush "$S/before/packages.tmp"
+		mv -f "$S/before/packages.tmp" "$S/before/packages"
+	fi
+}
+
+# A package command is bracketed: the package list before it is on disk until the difference after it
+# is in the ledger. A power cut in between leaves the bracket, and the next step closes it.
+open_bracket() {
+	close_bracket
+	list_packages >"$S/bracket.tmp"
+	flush "$S/bracket.tmp"
+	mv -f "$S/bracket.tmp" "$S/bracket"
+}
+
+close_bracket() {
+	[ -e "$S/bracket" ] || return 0
+	list_packages >"$S/bracket.now"
+	# added and changed packages: "name version"; "-" in place of a version: was not there.
+	awk 'NR == FNR { was[$1] = $2; next }
+		!($1 in was) { print "added", $1, "-", $2; next }
+		was[$1] != $2 { print "changed", $1, was[$1], $2 }
+		{ delete was[$1] }
+		END { for (p in was) print "removed", p, was[p], "-" }' "$S/bracket" "$S/bracket.now" | sort >"$S/bracket.diff"
+	cat "$S/bracket.diff" >>"$S/packages"
+	flush "$S/packages"
+	rm -f "$S/bracket" "$S/bracket.now" "$S/bracket.diff"
+}

@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"gpuguest/steps"
+)
+
+// What became of a step.
+const (
+	Met     = "met"     // it was so already
+	Changed = "changed" // it was brought about in this run
+	Failed  = "failed"
+	Skipped = "skipped" // the run ended before it
+)
+
+// Report is the result of one run on one guest. Its names are part of the interface.
+type Report struct {
+	Host        string       `json:"host"`
+	Result      string       `json:"result"` // "done", "failed"
+	Distro      string       `json:"distro,omitempty"`
+	Kernel      string       `json:"kernel,omitempty"`
+	GPUs        []string     `json:"gpus,omitempty"`
+	Driver      string       `json:"driver,omitempty"`
+	Flavor      string       `json:"flavor,omitempty"`
+	Source      string       `json:"source,omitempty"`
+	Modules     string       `json:"modules,omitempty"`
+	Warnings    []string     `json:"warnings,omitempty"`
+	Steps       []StepReport `json:"steps"`
+	Reboots     int          `json:"reboots"`
+	Owed        []steps.ID   `json:"reboot_owed_by,omitempty"`
+	Connections int          `json:"connections"`
+	Execs       int          `json:"execs"`         // commands run over SSH
+	Seconds     float64      `json:"seconds"`       // wall time of the run
+	GuestTime   float64      `json:"guest_seconds"` // of that, commands at work in the guest and the guest booting
+	Error       *Problem     `json:"error,omitempty"`
+}
+
+// StepReport is what became of one step.
+type StepReport struct {
+	ID      steps.ID `json:"id"`
+	Title   string   `json:"title"`
+	State   string   `json:"state"`
+	Detail  string   `json:"detail,omitempty"`
+	Seconds float64  `json:"seconds,omitempty"`
+}
+
+// Problem is an error as JSON.
+type Problem struct {
+	Message string   `json:"message"`
+	Step    steps.ID `json:"step,omitempty"`
+	Hint    string   `json:"hint,omitempty"`
+	Tail    string   `json:"tail,omitempty"`
+}
+
+// StepError says that a step failed, or, for one that verifies, that its proof did.
+type StepError struct {
+	Step   steps.ID
+	What   string // "exit 100", "applied, but …"
+	Tail   string // the end of what it printed
+	Hint   string
+	Verify bool // a proof failed, no work did
+}
+
+func (e *StepError) Error() string { return fmt.Sprintf("%s: %s", e.Step, e.What) }
+
+// HintText returns what a person should do next.
+func (e *StepError) HintText() string { return e.Hint }
+
+// ErrBootLoop is matched by the error of a guest that was booted as often as the run may and still owes one.
+var ErrBootLoop = errors.New("too many reboots")
+
+// ErrDetached is matched by the error of a run that was interrupted while a job goes on in the guest.
+var ErrDetached = errors.New("detached")
+
+// tail returns the last n lines of text.
+func tail(text string, n int) string {
+	l := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(l[max(0, len(l)-n):], "\n")
+}

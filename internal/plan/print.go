@@ -1,0 +1,209 @@
+package plan
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"gpuguest/internal/action"
+	"gpuguest/internal/facts"
+	"gpuguest/internal/sh"
+	"gpuguest/steps"
+)
+
+// Text writes the plan for a person: what was decided and why, then each step with what it does.
+// outcomes, when a guest was asked, tells which steps are met already.
+func (p Plan) Text(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %s, kernel %s", p.Distro.Name, f.Arch, f.Kernel.Running)
+	if f.Kernel.Next != f.Kernel.Running {
+		fmt.Fprintf(&b, ", next boot %s", orUnknown(f.Kernel.Next))
+	}
+	b.WriteString("\n")
+	if c := p.Choice; c.Branch != 0 {
+		fmt.Fprintf(&b, "driver %s, %s kernel modules by %s, from %s\n", p.driver(), c.Flavor, c.Modules, sourceName(c.Source))
+		for _, why := range c.Why {
+			fmt.Fprintf(&b, "  - %s\n", why)
+		}
+		for _, warning := range c.Warnings {
+			fmt.Fprintf(&b, "  ! %s\n", warning)
+		}
+	}
+	b.WriteString("\n")
+	tab := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	n := 0
+	for i, s := range p.Segments {
+		if i > 0 {
+			tab.Flush()
+			fmt.Fprintf(&b, "  -- %s --\n", p.cut(i))
+		}
+		for _, it := range s.Items {
+			n++
+			fmt.Fprintf(tab, "%3d\t%s\t%s\t%s\n", n, it.ID, it.Title, state(it, outcomes))
+			if o, asked := outcomes[it.ID]; asked && o.Met {
+				continue
+			}
+			for _, a := range it.Actions {
+				tab.Flush()
+				fmt.Fprintf(&b, "       %s\n", describe(a))
+			}
+		}
+	}
+	tab.Flush()
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (p Plan) cut(segment int) string {
+	for _, it := range p.Segments[segment-1].Items {
+		if it.AtBoot {
+			return "reboot, unless every step marked (at boot) was met already"
+		}
+	}
+	return "no reboot needed"
+}
+
+func state(it Item, outcomes map[steps.ID]Outcome) string {
+	o, asked := outcomes[it.ID]
+	switch {
+	case asked && o.Met:
+		return "met"
+	case it.AtBoot:
+		return "to do (at boot)"
+	case it.Actions == nil:
+		return "to prove"
+	}
+	return "to do"
+}
+
+func describe(a action.Action) string {
+	if wr, ok := a.(action.Write); ok {
+		return "write " + wr.Path
+	}
+	return a.(action.Run).Title
+}
+
+func sourceName(s string) string {
+	switch s {
+	case "nvidia":
+		return "NVIDIA's repository"
+	case "distro":
+		return "the distribution's own packages"
+	}
+	return s
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
+}
+
+// Document is the plan as JSON. Its names are part of the interface.
+type Document struct {
+	Distro   string         `json:"distro"`
+	Arch     string         `json:"arch"`
+	Kernel   string         `json:"kernel"`
+	Next     string         `json:"next_kernel"`
+	Driver   string         `json:"driver"`
+	Branch   int            `json:"branch"`
+	Flavor   string         `json:"flavor"`
+	Source   string         `json:"source"`
+	Modules  string         `json:"modules"`
+	Packages []string       `json:"packages"`
+	Pin      []string       `json:"pin,omitempty"`
+	Why      []string       `json:"why"`
+	Warnings []string       `json:"warnings,omitempty"`
+	Steps    []DocumentStep `json:"steps"`
+}
+
+// DocumentStep is one step of a Document.
+type DocumentStep struct {
+	ID      steps.ID         `json:"id"`
+	Title   string           `json:"title"`
+	Met     *bool            `json:"met,omitempty"` // absent: no guest was asked
+	Why     string           `json:"why,omitempty"`
+	AtBoot  bool             `json:"at_boot,omitempty"`
+	Fresh   bool             `json:"fresh,omitempty"`
+	Check   string           `json:"check"`
+	Actions []DocumentAction `json:"actions,omitempty"`
+}
+
+// DocumentAction is a Run or a Write.
+type DocumentAction struct {
+	Run    string `json:"run,omitempty"`
+	Script string `json:"script,omitempty"`
+	Write  string `json:"write,omitempty"`
+	Mode   string `json:"mode,omitempty"`
+	Data   string `json:"data,omitempty"`
+}
+
+// JSON writes the plan as a Document.
+func (p Plan) JSON(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) error {
+	d := Document{
+		Distro: p.Distro.ID + ":" + p.Distro.Version, Arch: f.Arch, Kernel: f.Kernel.Running, Next: f.Kernel.Next,
+		Driver: p.driver(), Branch: p.Choice.Branch, Flavor: p.Choice.Flavor, Source: p.Choice.Source, Modules: p.Choice.Modules,
+		Packages: p.Choice.Packages, Pin: p.Choice.Pin, Why: p.Choice.Why, Warnings: p.Choice.Warnings,
+	}
+	for _, it := range p.Items() {
+		s := DocumentStep{ID: it.ID, Title: it.Title, AtBoot: it.AtBoot, Fresh: it.Fresh, Check: it.Check}
+		if o, asked := outcomes[it.ID]; asked {
+			s.Met, s.Why = &o.Met, o.Why
+		}
+		for _, a := range it.Actions {
+			switch a := a.(type) {
+			case action.Run:
+				s.Actions = append(s.Actions, DocumentAction{Run: a.Title, Script: a.Script})
+			case action.Write:
+				s.Actions = append(s.Actions, DocumentAction{Write: a.Path, Mode: mode(a.Mode), Data: string(a.Data)})
+			}
+		}
+		d.Steps = append(d.Steps, s)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(d)
+}
+
+// Shell writes the plan as one runnable sh script: the same text that the engine would run, a function a
+// step. It stops before the reboot, says so, and goes on from the top when it is run again.
+func (p Plan) Shell(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString("#!/bin/sh\n# A plan by gpuguest for " + p.Distro.Name + ", driver " + p.driver() + " " + p.Choice.Flavor + ".\n" +
+		"# Run as root in the guest; run it again after each reboot until it says that all is done.\nset -eu\n\n")
+	b.WriteString(Library(p.Distro))
+	b.WriteString(`
+# run NAME TITLE: one step in a shell of its own, so that no step can change the next one's.
+run() {
+	echo "== $1: $2"
+	set +e
+	( "step_$(echo "$1" | tr - _)" )
+	code=$?
+	set -e
+	[ $code -eq 0 ] || { echo "$1: exit $code" >&2; exit $code; }
+}
+`)
+	for _, it := range p.Items() {
+		fmt.Fprintf(&b, "\nstep_%s() {\n%s}\n", strings.ReplaceAll(string(it.ID), "-", "_"), p.frame(it))
+	}
+	b.WriteString("\n")
+	for i, s := range p.Segments {
+		if i > 0 {
+			b.WriteString(`if grep -s '"at_boot":true' "$S/journal" | grep -q "$(cat /proc/sys/kernel/random/boot_id)"; then
+	echo "reboot now, then run this again"
+	exit 0
+fi
+`)
+		}
+		for _, it := range s.Items {
+			fmt.Fprintf(&b, "run %s %s\n", it.ID, sh.Quote(it.Title))
+		}
+	}
+	b.WriteString("echo \"all is done\"\n")
+	_, err := io.WriteString(w, b.String())
+	return err
+}

@@ -1,0 +1,167 @@
+package plan
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"gpuguest/assets"
+	"gpuguest/distros"
+	"gpuguest/internal/action"
+	"gpuguest/internal/sh"
+	"gpuguest/steps"
+)
+
+// NotMet is the exit code of a step's script whose actions all succeeded and whose check still fails. It
+// is out of the way of what apt (100), dpkg (1, 2), dkms (1 to 101) and shells (126 and up) exit with.
+const NotMet = 113
+
+// Library returns the shell functions that every step's script begins with.
+func Library(d distros.Distro) string {
+	return assets.StepLibrary +
+		"list_packages() {\n" + d.Packages.List() + "\n}\n" +
+		"list_manual() {\n" + d.Packages.Manual() + "\n}\n"
+}
+
+// Script returns the whole script of one item: look whether it is met already, record the beginning, act,
+// look again, record the end. It needs nobody at the other end of a connection, so a client that dies
+// costs nothing. It exits 0 when the item is met, NotMet, or as the action that failed.
+func (p Plan) Script(it Item) string {
+	return Library(p.Distro) + p.frame(it)
+}
+
+func (p Plan) frame(it Item) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("set +e")
+	line("why=$( (set -eu\n%s\n) 2>&1 ); met=$?", it.Check)
+	line(`if [ $met -eq 0 ]; then echo "gpuguest: already so"; exit 0; fi`)
+	line("set -e")
+	line("prepare")
+	if hasPackages(it) {
+		line("open_bracket")
+	}
+	line("journal %s", sh.Quote(p.record(it, "begin")))
+	line("set +e")
+	for _, a := range it.Actions {
+		line("( set -eu\n%s\n) </dev/null; code=$?", actionScript(a))
+		line(`if [ $code -ne 0 ]; then`)
+		if hasPackages(it) {
+			line("	close_bracket")
+		}
+		line("	journal %s\"$code\"", sh.Quote(p.record(it, "failed")+`,"exit":`))
+		line("	exit $code\nfi")
+	}
+	if hasPackages(it) {
+		line("close_bracket")
+	}
+	line("why=$( (set -eu\n%s\n) 2>&1 ); met=$?", it.Check)
+	line(`if [ $met -ne 0 ]; then`)
+	line("	journal %s", sh.Quote(p.record(it, "failed")))
+	line(`	printf 'gpuguest: applied, but %%s\n' "$why"`)
+	line("	exit %d\nfi", NotMet)
+	line("set -e\njournal %s", sh.Quote(p.record(it, "end")))
+	return b.String()
+}
+
+// record is the tail of a journal record: everything but time and boot, which the guest fills in.
+func (p Plan) record(it Item, event string) string {
+	r := struct {
+		Event   string `json:"event"`
+		Step    string `json:"step"`
+		AtBoot  bool   `json:"at_boot,omitempty"`
+		Driver  string `json:"driver,omitempty"`
+		Flavor  string `json:"flavor,omitempty"`
+		Source  string `json:"source,omitempty"`
+		Modules string `json:"modules,omitempty"`
+	}{event, string(it.ID), it.AtBoot, p.driver(), p.Choice.Flavor, p.Choice.Source, p.Choice.Modules}
+	text, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // strings and a bool always marshal
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(string(text), "{"), "}")
+}
+
+func (p Plan) driver() string {
+	switch {
+	case p.Choice.Version != "":
+		return p.Choice.Version
+	case p.Choice.Branch != 0:
+		return fmt.Sprint(p.Choice.Branch)
+	}
+	return ""
+}
+
+func hasPackages(it Item) bool {
+	for _, a := range it.Actions {
+		if r, ok := a.(action.Run); ok && r.Packages {
+			return true
+		}
+	}
+	return false
+}
+
+func actionScript(a action.Action) string {
+	switch a := a.(type) {
+	case action.Run:
+		return "echo " + sh.Quote("gpuguest: "+a.Title) + "\n" + a.Script
+	case action.Write:
+		return fmt.Sprintf("echo %s\nprintf %%s %s | put %s %s",
+			sh.Quote("gpuguest: write "+a.Path), sh.Quote(string(a.Data)), sh.Quote(a.Path), mode(a.Mode))
+	}
+	panic(fmt.Sprintf("plan: unknown action %T", a))
+}
+
+func mode(m fs.FileMode) string {
+	if m == 0 {
+		m = 0o644
+	}
+	return fmt.Sprintf("%04o", m.Perm())
+}
+
+// Checks returns one script that runs the checks of all items in order and prints each outcome between
+// lines that carry nonce, which no check can know. After an item that is not met and waits for no boot,
+// Fresh items are passed over: they would only tell that the work before them is not done.
+func Checks(items []Item, nonce string) string {
+	var b strings.Builder
+	b.WriteString("export LC_ALL=C\nset +e\nopen=\n")
+	for _, it := range items {
+		if it.Fresh {
+			fmt.Fprintf(&b, "if [ -z \"$open\" ]; then\n")
+		}
+		fmt.Fprintf(&b, "out=$( (set -eu\n%s\n) 2>&1 </dev/null ); code=$?\n", it.Check)
+		fmt.Fprintf(&b, "printf '%%s\\n%%s %%s %%s\\n' \"$out\" %s %s \"$code\"\n", sh.Quote(nonce), sh.Quote(string(it.ID)))
+		if it.Fresh {
+			b.WriteString("fi\n")
+		} else {
+			b.WriteString("[ $code -eq 0 ] || open=1\n")
+		}
+	}
+	return b.String()
+}
+
+// Outcome is what one check said.
+type Outcome struct {
+	ID  steps.ID
+	Met bool
+	Why string // what it printed
+}
+
+// ParseChecks reads what the script of Checks printed. Items that were passed over are missing.
+func ParseChecks(out, nonce string) map[steps.ID]Outcome {
+	found := make(map[steps.ID]Outcome)
+	var said []string
+	for line := range strings.Lines(out) {
+		line = strings.TrimSuffix(line, "\n")
+		rest, ok := strings.CutPrefix(line, nonce+" ")
+		if !ok {
+			said = append(said, line)
+			continue
+		}
+		id, code, _ := strings.Cut(rest, " ")
+		found[steps.ID(id)] = Outcome{ID: steps.ID(id), Met: code == "0", Why: strings.TrimSpace(strings.Join(said, "\n"))}
+		said = nil
+	}
+	return found
+}

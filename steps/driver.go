@@ -1,0 +1,115 @@
+package steps
+
+import (
+	"strconv"
+	"strings"
+
+	"gpuguest/internal/action"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/sh"
+)
+
+func init() {
+	register(Step{
+		ID:     "pin",
+		Title:  "pin the driver branch",
+		After:  []ID{"ready", "rescue", "repo", "components"},
+		Wanted: func(in Input) bool { return len(in.Choice.Pin) > 0 },
+		Check: func(in Input) string {
+			return in.Distro.Packages.Installed(in.Choice.Pin...) + ` >/dev/null || { echo "the pin is not installed"; exit 1; }`
+		},
+		Apply: func(in Input) []action.Action {
+			m := in.Distro.Packages
+			return []action.Action{action.Run{Title: "install " + strings.Join(in.Choice.Pin, " "), Packages: true, Script: m.Quiet(m.Install(in.Choice.Pin...))}}
+		},
+		Hint: "the repository may not carry this branch or version: --driver names another",
+	})
+	register(Step{
+		ID:    "driver",
+		Title: "install the driver",
+		After: []ID{"ready", "rescue", "headers", "repo", "components", "pin", "blocklist"},
+		Check: func(in Input) string {
+			return lines(
+				in.Distro.Packages.Installed(in.Choice.Packages...)+` >/dev/null || { echo "the driver packages are not all installed"; exit 1; }`,
+				moduleCheck(in))
+		},
+		AtBoot: func(in Input) bool {
+			// A driver that is loaded now stays the loaded one until the next boot.
+			return in.Facts.Driver.Loaded != "" && !driverMet(in)
+		},
+		Apply: func(in Input) []action.Action {
+			m := in.Distro.Packages
+			acts := []action.Action{action.Run{Title: "install " + strings.Join(in.Choice.Packages, " "), Packages: true, Script: m.Quiet(lines(
+				`( `+m.Offered(in.Choice.Packages...)+` ) >/dev/null 2>&1 || { `+m.Refresh(distroRefresh())+`; }`,
+				m.Install(in.Choice.Packages...)))}}
+			if in.Choice.Modules == choice.ModulesDKMS {
+				acts = append(acts, action.Run{Title: "build the modules for kernel " + in.Facts.Kernel.Next, Script: buildModules(in)})
+			}
+			return acts
+		},
+		Hint: "the whole log of the step is in the guest below /var/lib/gpuguest/jobs",
+	})
+}
+
+// driverMet tells, from the facts alone, whether the planned driver's module is there for the next kernel.
+// It only saves asking for room or a boot; the check decides.
+func driverMet(in Input) bool {
+	m := in.Facts.Driver.Next
+	return m.Version != "" && versionMatches(in, m.Version) && m.License == in.Choice.License
+}
+
+func versionMatches(in Input, v string) bool {
+	if in.Choice.Version != "" {
+		return v == in.Choice.Version
+	}
+	return strings.HasPrefix(v, strconv.Itoa(in.Choice.Branch)+".")
+}
+
+// versionPattern is versionMatches for sh's case.
+func versionPattern(in Input) string {
+	if in.Choice.Version != "" {
+		return in.Choice.Version
+	}
+	return strconv.Itoa(in.Choice.Branch) + ".*"
+}
+
+// moduleCheck asks the module file itself: dkms status has been seen to say "installed" for a module built
+// against another kernel (NVIDIA/open-gpu-kernel-modules#791, dkms#17).
+func moduleCheck(in Input) string {
+	return lines(
+		`next=`+sh.Quote(in.Facts.Kernel.Next)+` name=`+sh.Quote(in.Choice.Module),
+		`ask() { modinfo -k "$next" -F "$1" "$name" 2>/dev/null; }`,
+		`version=$(ask version) || { echo "kernel $next has no $name module"; exit 1; }`,
+		`case $version in`,
+		``+versionPattern(in)+`) ;;`,
+		`*) echo "the $name module for kernel $next is version $version, planned is `+planned(in)+`"; exit 1 ;;`,
+		`esac`,
+		`license=$(ask license)`,
+		`[ "$license" = `+sh.Quote(in.Choice.License)+` ] || { echo "the $name module's license is $license, so it is not the `+in.Choice.Flavor+` flavor"; exit 1; }`,
+		`vermagic=$(ask vermagic)`,
+		`[ "${vermagic%% *}" = "$next" ] || { echo "the $name module was built for kernel ${vermagic%% *}, the next boot starts $next"; exit 1; }`,
+		`echo "$name $version ($license) for kernel $next"`)
+}
+
+func planned(in Input) string {
+	if in.Choice.Version != "" {
+		return in.Choice.Version
+	}
+	return "branch " + strconv.Itoa(in.Choice.Branch)
+}
+
+// buildModules has DKMS build for the next kernel, which need not be the one that runs and that the
+// package's own script built for. Another module's failure is not ours to fail by, so the module file
+// decides and not DKMS's exit code; the end of the compiler's log is what names the cause.
+func buildModules(in Input) string {
+	return lines(
+		`next=`+sh.Quote(in.Facts.Kernel.Next),
+		`dkms autoinstall -k "$next" || echo "dkms autoinstall: exit $?"`,
+		`depmod "$next"`,
+		`if ! modinfo -k "$next" -F version `+sh.Quote(in.Choice.Module)+` >/dev/null 2>&1; then`,
+		`	for log in /var/lib/dkms/*nvidia*/*/build/make.log; do`,
+		`		if [ -e "$log" ]; then echo "$log:"; tail -n 40 "$log"; fi`,
+		`	done`,
+		`	exit 11`,
+		`fi`)
+}

@@ -1,0 +1,40 @@
+package steps
+
+import (
+	"slices"
+
+	"gpuguest/internal/action"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/sh"
+)
+
+func init() {
+	register(Step{
+		ID:     "headers",
+		Title:  "install headers for the next kernel and the build tools",
+		After:  []ID{"ready", "rescue"},
+		Wanted: func(in Input) bool { return in.Choice.Modules == choice.ModulesDKMS },
+		Check: func(in Input) string {
+			build := "/lib/modules/" + in.Facts.Kernel.Next + "/build/Makefile"
+			return lines(
+				in.Distro.Packages.Installed(headerPackages(in)...)+` >/dev/null || { echo "headers or build tools are not installed"; exit 1; }`,
+				`[ -e `+sh.Quote(build)+` ] || { echo "no build tree for kernel" `+sh.Quote(in.Facts.Kernel.Next)+`; exit 1; }`)
+		},
+		Apply: func(in Input) []action.Action {
+			m := in.Distro.Packages
+			return []action.Action{
+				action.Run{Title: "install headers and build tools", Packages: true, Script: m.Quiet(lines(
+					`( `+m.Offered(headerPackages(in)...)+` ) >/dev/null 2>&1 || { `+m.Refresh(distroRefresh())+`; }`,
+					m.Install(headerPackages(in)...)))},
+			}
+		},
+		Hint: "the exact headers of the kernel may have left the archive: upgrade the guest's kernel, reboot and run gpuguest again",
+	})
+}
+
+// headerPackages are the exact headers, the packages that bring those of later kernels, and the tools.
+func headerPackages(in Input) []string {
+	all := slices.Concat(in.Choice.Headers, in.Distro.BuildTools)
+	slices.Sort(all)
+	return slices.Compact(all)
+}

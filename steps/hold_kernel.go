@@ -1,0 +1,56 @@
+package steps
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"gpuguest/internal/action"
+	"gpuguest/internal/sh"
+)
+
+func init() {
+	register(Step{
+		ID:     "hold-kernel",
+		Title:  "hold the kernel packages",
+		After:  []ID{"ready", "rescue", "headers", "driver"},
+		Wanted: func(in Input) bool { return in.Want.HoldKernel && len(kernelPackages(in)) > 0 },
+		Check: func(in Input) string {
+			return lines(
+				`held=$(`+in.Distro.Packages.Held()+`)`,
+				`for p in `+sh.Join(kernelPackages(in)...)+`; do`,
+				`	printf '%s\n' "$held" | grep -qx -- "$p" || { echo "$p is not on hold"; exit 1; }`,
+				`done`)
+		},
+		Apply: func(in Input) []action.Action {
+			var fresh []string
+			for _, p := range kernelPackages(in) {
+				if !slices.Contains(in.Facts.Held, p) {
+					fresh = append(fresh, p)
+				}
+			}
+			if len(fresh) == 0 {
+				return []action.Action{action.Run{Title: "hold", Script: ":"}}
+			}
+			return []action.Action{action.Run{Title: "hold " + strings.Join(fresh, " "), Script: lines(
+				// Which holds are ours is on disk before they are made, so that uninstall lifts those and no other.
+				`printf '%s\n' `+sh.Join(fresh...)+` >>"$S/held"`,
+				`flush "$S/held"`,
+				in.Distro.Packages.Hold(fresh...))}}
+		},
+	})
+}
+
+// kernelPackages are the installed packages that carry the next kernel, its headers, or bring later ones.
+func kernelPackages(in Input) []string {
+	var found []string
+	for _, p := range slices.Sorted(maps.Keys(in.Facts.Packages)) {
+		if !strings.HasPrefix(p, "linux-image-") && !strings.HasPrefix(p, "linux-headers-") {
+			continue
+		}
+		if strings.Contains(p, in.Facts.Kernel.Next) || slices.Contains(in.Facts.Kernel.Meta, p) || slices.Contains(in.Choice.Headers, p) {
+			found = append(found, p)
+		}
+	}
+	return found
+}

@@ -1,0 +1,34 @@
+package steps
+
+import (
+	"gpuguest/internal/sh"
+)
+
+func init() {
+	register(Step{
+		ID:    "next-boot",
+		Title: "prove that the next boot has the driver",
+		After: []ID{"ready", "rescue", "headers", "blocklist", "kernel-args", "driver", "initramfs", "hold-kernel"},
+		Refuse: func(in Input) string {
+			if in.Facts.Kernel.Next == "" {
+				return "it is unknown which kernel the guest starts next, so nothing can be built for it"
+			}
+			return ""
+		},
+		Check: func(in Input) string {
+			script := []string{
+				`image=/boot/vmlinuz-` + sh.Quote(in.Facts.Kernel.Next),
+				`[ ! -d /boot ] || [ -z "$(ls /boot/vmlinuz-* 2>/dev/null)" ] || [ -s "$image" ] || { echo "$image is missing"; exit 1; }`,
+				moduleCheck(in),
+			}
+			if in.Facts.Secure.State == "enabled" {
+				script = append(script,
+					`signer=$(ask signer)`,
+					`[ -n "$signer" ] || { echo "Secure Boot is on and the $name module is not signed: the next kernel would reject it"; exit 1; }`,
+					`echo "signed by $signer"`)
+			}
+			return lines(script...)
+		},
+		Hint: "the guest is not rebooted into a kernel without its driver; run the same command again once the cause is gone",
+	})
+}

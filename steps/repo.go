@@ -1,0 +1,96 @@
+package steps
+
+import (
+	"gpuguest/distros"
+	"gpuguest/internal/action"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/sh"
+)
+
+const keyringFile = "/var/lib/gpuguest/cuda-keyring.deb"
+
+func distroRefresh() distros.Refresh { return distros.Refresh{} }
+
+func init() {
+	register(Step{
+		ID:     "old-sources",
+		Title:  "remove NVIDIA sources and keys that conflict",
+		After:  []ID{"ready", "rescue"},
+		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA && len(in.Facts.OldNVIDIA) > 0 },
+		Check: func(in Input) string {
+			return `for f in ` + sh.Join(in.Facts.OldNVIDIA...) + `; do [ ! -e "$f" ] || { echo "$f is there"; exit 1; }; done`
+		},
+		Apply: func(in Input) []action.Action {
+			return []action.Action{action.Run{
+				Title:  "remove old source lists and keys",
+				Script: `for f in ` + sh.Join(in.Facts.OldNVIDIA...) + `; do drop "$f"; done`,
+			}}
+		},
+	})
+	register(Step{
+		ID:     "repo",
+		Title:  "add NVIDIA's package repository",
+		After:  []ID{"ready", "rescue", "old-sources"},
+		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA },
+		Refuse: func(in Input) string {
+			if _, err := repoOf(in); err != nil {
+				return err.Error()
+			}
+			return ""
+		},
+		Check: func(in Input) string {
+			r, err := repoOf(in)
+			if err != nil {
+				return "false"
+			}
+			return lines(
+				in.Distro.Packages.Installed("cuda-keyring")+` >/dev/null || { echo "the keyring package is not installed"; exit 1; }`,
+				`[ -s `+sh.Quote(r.Keyring)+` ] || { echo `+sh.Quote(r.Keyring+" is missing")+`; exit 1; }`,
+				`printf %s `+sh.Quote(r.List)+` | cmp -s - `+sh.Quote(r.ListPath)+` || { echo `+sh.Quote(r.ListPath+" does not name the repository")+`; exit 1; }`,
+				in.Distro.Packages.Fetched(r.URL)+` || { echo "its package list was not fetched yet"; exit 1; }`)
+		},
+		Apply: func(in Input) []action.Action {
+			r, err := repoOf(in)
+			if err != nil {
+				return nil
+			}
+			m := in.Distro.Packages
+			return []action.Action{
+				action.Run{Title: "fetch the keyring package and check its SHA-256", Script: m.Download(r.KeyringURL, keyringFile, r.KeyringSHA256)},
+				action.Run{Title: "install the keyring package", Packages: true, Script: lines(
+					`keep `+sh.Quote(r.ListPath),
+					m.Quiet(m.InstallFile(keyringFile)),
+					`rm -f `+keyringFile)},
+				action.Write{Path: r.ListPath, Data: []byte(r.List)},
+				action.Run{Title: "fetch NVIDIA's package list", Script: m.Quiet(m.Refresh(distros.Refresh{Need: []string{r.URL}}))},
+			}
+		},
+		Hint: "see that the guest reaches the repository; --mirror names another one, --source distro does without",
+	})
+	register(Step{
+		ID:    "components",
+		Title: "add the archive components that hold the driver",
+		After: []ID{"ready", "rescue"},
+		Wanted: func(in Input) bool {
+			return in.Choice.Source == choice.SourceDistro && extraSources(in) != ""
+		},
+		Check: func(in Input) string {
+			return lines(
+				`printf %s `+sh.Quote(extraSources(in))+` | cmp -s - `+distros.ExtraSourcesPath+` || { echo "`+distros.ExtraSourcesPath+` does not name them"; exit 1; }`,
+				`( `+in.Distro.Packages.Offered(in.Choice.Packages...)+` ) >/dev/null 2>&1 || { echo "the driver packages are not offered yet"; exit 1; }`)
+		},
+		Apply: func(in Input) []action.Action {
+			m := in.Distro.Packages
+			return []action.Action{
+				action.Write{Path: distros.ExtraSourcesPath, Data: []byte(extraSources(in))},
+				action.Run{Title: "fetch the package lists", Script: m.Quiet(m.Refresh(distroRefresh()))},
+			}
+		},
+	})
+}
+
+func repoOf(in Input) (distros.Repo, error) {
+	return in.Distro.Repo(in.Facts.Arch, in.Want.Mirror, in.Want.KeyringSHA256)
+}
+
+func extraSources(in Input) string { return in.Distro.ExtraSources(in.Facts, in.Want.Mirror) }

@@ -1,0 +1,198 @@
+package steps
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"gpuguest/internal/action"
+	"gpuguest/internal/sh"
+)
+
+// What uninstall takes back is what the guest's own ledger says gpuguest did: facts.State. Nothing is
+// guessed from what looks like NVIDIA's.
+
+const stateDir = `S=${GPUGUEST_STATE:-/var/lib/gpuguest}`
+
+func changedByUs(in Input) bool { return in.Facts.State.Before }
+
+// toRemove are the packages that gpuguest's work added and that are still there.
+func toRemove(in Input) []string { return in.Facts.State.Added }
+
+// toRestore are the files whose earlier content is put back. The initramfs is built anew instead: an old
+// copy would bring back an old world for whatever else changed since. The bootloader's configuration is
+// written anew for the same reason.
+func toRestore(in Input) []string {
+	return slices.DeleteFunc(slices.Clone(in.Facts.State.Kept), func(p string) bool {
+		return p == in.Facts.Boot.Image || p == in.Facts.Boot.Config || strings.HasPrefix(p, "/boot/")
+	})
+}
+
+func init() {
+	registerRemoval(Step{
+		ID:    "ready",
+		Title: "wait for cloud-init and the package manager",
+		Check: readyCheck,
+		Apply: readyActions,
+	})
+	registerRemoval(Step{
+		ID:     "unhold",
+		Title:  "take gpuguest's holds off",
+		After:  []ID{"ready"},
+		Wanted: func(in Input) bool { return len(in.Facts.State.Held) > 0 },
+		Check: func(in Input) string {
+			return lines(
+				`held=$(`+in.Distro.Packages.Held()+`)`,
+				`for p in `+sh.Join(in.Facts.State.Held...)+`; do`,
+				`	! printf '%s\n' "$held" | grep -qx -- "$p" || { echo "$p is on hold"; exit 1; }`,
+				`done`)
+		},
+		Apply: func(in Input) []action.Action {
+			return []action.Action{action.Run{Title: "unhold " + strings.Join(in.Facts.State.Held, " "), Script: in.Distro.Packages.Unhold(in.Facts.State.Held...)}}
+		},
+	})
+	registerRemoval(Step{
+		ID:     "remove-packages",
+		Title:  "remove the packages that gpuguest added",
+		After:  []ID{"ready", "unhold"},
+		Wanted: func(in Input) bool { return len(toRemove(in)) > 0 },
+		AtBoot: func(in Input) bool { return in.Facts.Driver.Loaded != "" },
+		Check: func(in Input) string {
+			return lines(
+				`now=$(`+in.Distro.Packages.List()+`)`,
+				`for p in `+sh.Join(toRemove(in)...)+`; do`,
+				`	! printf '%s\n' "$now" | cut -d' ' -f1 | grep -qxF -- "$p" || { echo "$p is installed"; exit 1; }`,
+				`done`)
+		},
+		Apply: func(in Input) []action.Action {
+			m := in.Distro.Packages
+			acts := []action.Action{action.Run{
+				Title:    fmt.Sprintf("purge %d packages", len(toRemove(in))),
+				Packages: true,
+				Script:   m.Quiet(m.Purge(toRemove(in)...)),
+			}}
+			for _, c := range in.Facts.State.Changed {
+				acts = append(acts, action.Run{
+					Title:    "bring " + c.Name + " back to " + c.Was,
+					Packages: true,
+					// The old version may have left the archive; then the newer one stays, and the proof says so.
+					Script: lines(
+						`set +e`,
+						m.Quiet(m.Downgrade(c.Name, c.Was)),
+						`exit 0`),
+				})
+			}
+			return acts
+		},
+		Hint: "a package that was installed later may need one of these: remove that one first, or keep the driver",
+	})
+	registerRemoval(Step{
+		ID:     "restore-files",
+		Title:  "put back files as they were",
+		After:  []ID{"ready", "remove-packages"},
+		Wanted: func(in Input) bool { return len(toRestore(in))+len(in.Facts.State.Absent) > 0 },
+		AtBoot: func(in Input) bool { return slices.Contains(in.Facts.State.Absent, blocklistPath) && hasGPU(in) },
+		Check: func(in Input) string {
+			script := []string{stateDir}
+			if r := toRestore(in); len(r) > 0 {
+				script = append(script,
+					`for f in `+sh.Join(r...)+`; do`,
+					`	cmp -s "$S/before/files$f" "$f" || { echo "$f is not as it was"; exit 1; }`,
+					`done`)
+			}
+			if a := in.Facts.State.Absent; len(a) > 0 {
+				script = append(script, `for f in `+sh.Join(a...)+`; do [ ! -e "$f" ] || { echo "$f was not there before"; exit 1; }; done`)
+			}
+			return lines(script...)
+		},
+		Apply: func(in Input) []action.Action {
+			var script []string
+			if r := toRestore(in); len(r) > 0 {
+				script = append(script,
+					`for f in `+sh.Join(r...)+`; do`,
+					`	mkdir -p "${f%/*}"`,
+					`	cp -a "$S/before/files$f" "$f.gpuguest-tmp"`,
+					`	flush "$f.gpuguest-tmp"`,
+					`	mv -f "$f.gpuguest-tmp" "$f"`,
+					`done`)
+			}
+			if a := in.Facts.State.Absent; len(a) > 0 {
+				script = append(script, `rm -f -- `+sh.Join(a...))
+			}
+			return []action.Action{action.Run{Title: "restore files", Script: lines(script...)}}
+		},
+	})
+	registerRemoval(Step{
+		ID:     "boot-config",
+		Title:  "write boot entries and initramfs anew",
+		After:  []ID{"ready", "remove-packages", "restore-files"},
+		Wanted: func(in Input) bool { return changedByUs(in) && in.Facts.Boot.Loader == "grub" },
+		AtBoot: func(in Input) bool {
+			return slices.ContainsFunc(in.Facts.Kernel.Cmdline, func(a string) bool { return strings.HasPrefix(a, "modprobe.blacklist="+blocked[0]) })
+		},
+		Check: func(in Input) string {
+			config := sh.Quote(in.Facts.Boot.Config)
+			script := []string{
+				stateDir,
+				// The words after the kernel's name, of every entry: those of before and those of now.
+				`words() { grep -E '^[[:space:]]*linux(16|efi)?[[:space:]]' "$1" | awk '{ $1 = ""; $2 = ""; print }' | sort -u; }`,
+				`[ ! -e "$S/before/files"` + config + ` ] || [ "$(words "$S/before/files"` + config + `)" = "$(words ` + config + `)" ] || { echo "the boot entries differ from those of before"; exit 1; }`,
+			}
+			if m, ok := makers[in.Facts.Boot.Initramfs]; ok && in.Facts.Boot.Image != "" {
+				script = append(script, `! `+m.fill(m.list, in)+` | grep -F -q -- `+sh.Quote(strings.TrimPrefix(blocklistPath, "/"))+` || { echo "the initramfs holds the blocklist"; exit 1; }`)
+			}
+			return lines(script...)
+		},
+		Apply: func(in Input) []action.Action {
+			acts := []action.Action{action.Run{Title: "write the bootloader's configuration", Script: in.Distro.GRUBUpdate}}
+			if m, ok := makers[in.Facts.Boot.Initramfs]; ok && in.Facts.Boot.Image != "" {
+				acts = append(acts, action.Run{Title: "build " + in.Facts.Boot.Image, Script: m.fill(m.rebuild, in)})
+			}
+			return acts
+		},
+	})
+	registerRemoval(Step{
+		ID:     "removed",
+		Title:  "prove that the guest is what it was",
+		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config"},
+		Fresh:  true,
+		Wanted: changedByUs,
+		Check: func(in Input) string {
+			return lines(
+				stateDir,
+				`[ ! -d /sys/module/nvidia ] || { echo "the nvidia module is still loaded"; exit 1; }`,
+				`[ ! -s "$S/packages" ] || {`,
+				`	now=$(mktemp)`,
+				`	trap 'rm -f "$now"' EXIT`,
+				`	{ `+in.Distro.Packages.List()+`; } >"$now"`,
+				// Only packages that gpuguest's work touched are its to prove; what a person installed since is theirs.
+				`	bad=$(awk -v before="$S/before/packages" -v now="$now" 'BEGIN {`,
+				`			while ((getline line < before) > 0) { split(line, w, " "); was[w[1]] = w[2] }`,
+				`			while ((getline line < now) > 0) { split(line, w, " "); is[w[1]] = w[2] } }`,
+				`		!seen[$2]++ && is[$2] != was[$2] { print $2 ": was " (was[$2] == "" ? "absent" : was[$2]) ", is " (is[$2] == "" ? "absent" : is[$2]) }' "$S/packages")`,
+				`	[ -z "$bad" ] || { printf '%s\n' "$bad"; exit 1; }`,
+				`}`,
+				`words() { tr ' ' '\n' | grep -v '^BOOT_IMAGE=' | sort -u; }`,
+				`[ "$(words <"$S/before/cmdline")" = "$(words </proc/cmdline)" ] || { echo "the kernel command line differs from that of before: $(cat /proc/cmdline)"; exit 1; }`,
+				`echo "packages, files and command line are those of before"`)
+		},
+	})
+	registerRemoval(Step{
+		ID:     "forget",
+		Title:  "forget what was recorded",
+		After:  []ID{"removed"},
+		Fresh:  true,
+		Wanted: changedByUs,
+		Check: func(Input) string {
+			return lines(stateDir, `[ ! -e "$S/before" ] || { echo "the record of before is kept"; exit 1; }`)
+		},
+		Apply: func(Input) []action.Action {
+			return []action.Action{action.Run{Title: "remove the record, keep the journal", Script: lines(
+				`for d in "$S"/jobs/*; do case $d in */forget-*) ;; *) rm -rf "$d" ;; esac; done`,
+				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/cuda-keyring.deb"`,
+				`mv "$S/before" "$S/before.forgotten"`,
+				`rm -rf "$S/before.forgotten"`,
+				`journal '"event":"uninstalled"'`)}}
+		},
+	})
+}

@@ -1,0 +1,80 @@
+package steps
+
+import (
+	"fmt"
+
+	"gpuguest/internal/sh"
+)
+
+func init() {
+	register(Step{
+		ID:     "verify-versions",
+		Title:  "verify that module, libraries and plan agree",
+		After:  []ID{"module"},
+		Fresh:  true,
+		Wanted: hasGPU,
+		Check: func(in Input) string {
+			return lines(
+				`loaded=$(sed -n 's/^NVRM version:.* \([0-9][0-9]*\.[0-9.]*\) .*/\1/p' /proc/driver/nvidia/version 2>/dev/null)`,
+				`[ -n "$loaded" ] || { echo "the nvidia module is not loaded"; `+evidence+`; exit 1; }`,
+				`case $loaded in`,
+				versionPattern(in)+`) ;;`,
+				`*) echo "the loaded module is $loaded, planned is `+planned(in)+`"; exit 1 ;;`,
+				`esac`,
+				`library=$(for f in /usr/lib/*/libnvidia-ml.so.[0-9]*.* /usr/lib64/libnvidia-ml.so.[0-9]*.* /usr/lib/*/nvidia/current/libnvidia-ml.so.[0-9]*.* /usr/lib/libnvidia-ml.so.[0-9]*.*; do [ -e "$f" ] && echo "${f##*/libnvidia-ml.so.}"; done | sort -u)`,
+				`[ "$library" = "$loaded" ] || { echo "the loaded module is $loaded, the library in the guest is ${library:-missing}"; exit 1; }`,
+				`echo "module and libraries are $loaded"`)
+		},
+		Hint: "a reboot loads the module that belongs to the libraries",
+	})
+	register(Step{
+		ID:     "verify-smi",
+		Title:  "verify with nvidia-smi",
+		After:  []ID{"module", "persistence", "verify-versions"},
+		Fresh:  true,
+		Wanted: hasGPU,
+		Check: func(in Input) string {
+			// nvidia-smi -L exits 0 with no GPU at all, so its exit code proves nothing; the query's lines
+			// are counted instead. All nvidia-smi says goes to standard output, errors too.
+			return lines(
+				`set +e; out=$(timeout 120 nvidia-smi --query-gpu=pci.bus_id,name,driver_version,persistence_mode,temperature.gpu --format=csv,noheader,nounits 2>&1); code=$?; set -e`,
+				`if [ $code -ne 0 ]; then`,
+				`	printf 'nvidia-smi: exit %s: %s\n' "$code" "$out"`,
+				`	`+evidence,
+				`	exit 1`,
+				`fi`,
+				`count=$(printf '%s\n' "$out" | grep -c ', ') || true`,
+				fmt.Sprintf(`[ "$count" -eq %d ] || { echo "nvidia-smi lists $count of %d GPUs"; %s; exit 1; }`, len(in.Facts.GPUs), len(in.Facts.GPUs), evidence),
+				`printf '%s\n' "$out" | while IFS= read -r line; do`,
+				`	version=$(printf '%s' "$line" | awk -F ', ' '{print $3}')`,
+				`	mode=$(printf '%s' "$line" | awk -F ', ' '{print $4}')`,
+				`	degrees=$(printf '%s' "$line" | awk -F ', ' '{print $5}')`,
+				`	case $version in`,
+				`	`+versionPattern(in)+`) ;;`,
+				`	*) echo "nvidia-smi reports driver $version, planned is `+planned(in)+`"; exit 1 ;;`,
+				`	esac`,
+				`	[ "$mode" = Enabled ] || { echo "persistence mode is $mode: $line"; exit 1; }`,
+				`	case $degrees in *[!0-9]*|"") echo "no temperature could be read: $line"; exit 1 ;; esac`,
+				`	echo "$line C"`,
+				`done`)
+		},
+	})
+	register(Step{
+		ID:    "verify-offline",
+		Title: "verify what can be verified without a GPU",
+		After: []ID{"next-boot", "persistence"},
+		Fresh: true,
+		Wanted: func(in Input) bool {
+			return in.Want.NoGPU && !hasGPU(in)
+		},
+		Check: func(in Input) string {
+			return lines(
+				moduleCheck(in),
+				`modprobe -n -S "$next" --show-depends "$name" >/dev/null || { echo "modprobe does not find $name for kernel $next"; exit 1; }`,
+				`for m in `+sh.Join(blocked...)+`; do`,
+				`	modprobe -c 2>/dev/null | grep -qx "blacklist $m" || { echo "$m is not blocked"; exit 1; }`,
+				`done`,
+				`echo "no GPU in the guest: module, flavor, kernel and blocklist are proved, CUDA is not"`)
+		},
+	})
+}
