@@ -16,7 +16,7 @@ func init() {
 		After:  []ID{"ready", "rescue", "repo", "components"},
 		Wanted: func(in Input) bool { return len(in.Choice.Pin) > 0 },
 		Check: func(in Input) string {
-			return in.Distro.Packages.Installed(in.Choice.Pin...) + ` >/dev/null || { echo "the pin is not installed"; exit 1; }`
+			return must(in.Distro.Packages.Installed(in.Choice.Pin...), "the pin is not installed")
 		},
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages
@@ -30,8 +30,19 @@ func init() {
 		After: []ID{"ready", "rescue", "headers", "repo", "components", "pin", "blocklist"},
 		Check: func(in Input) string {
 			return lines(
-				in.Distro.Packages.Installed(in.Choice.Packages...)+` >/dev/null || { echo "the driver packages are not all installed"; exit 1; }`,
+				must(in.Distro.Packages.Installed(in.Choice.Packages...), "the driver packages are not all installed"),
 				moduleCheck(in))
+		},
+		Refuse: func(in Input) string {
+			if driverMet(in) {
+				return ""
+			}
+			for _, p := range in.Facts.Held {
+				if strings.Contains(p, "nvidia") || strings.Contains(p, "cuda") {
+					return "package " + p + " is on hold, and the driver cannot be installed without changing it"
+				}
+			}
+			return ""
 		},
 		AtBoot: func(in Input) bool {
 			// A driver that is loaded now stays the loaded one until the next boot.
@@ -40,7 +51,7 @@ func init() {
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages
 			acts := []action.Action{action.Run{Title: "install " + strings.Join(in.Choice.Packages, " "), Packages: true, Script: m.Quiet(lines(
-				`( `+m.Offered(in.Choice.Packages...)+` ) >/dev/null 2>&1 || { `+m.Refresh(distroRefresh())+`; }`,
+				unlessOffered(in, in.Choice.Packages...),
 				m.Install(in.Choice.Packages...)))}}
 			if in.Choice.Modules == choice.ModulesDKMS {
 				acts = append(acts, action.Run{Title: "build the modules for kernel " + in.Facts.Kernel.Next, Script: buildModules(in)})

@@ -17,14 +17,14 @@ func init() {
 		Check: func(in Input) string {
 			build := "/lib/modules/" + in.Facts.Kernel.Next + "/build/Makefile"
 			return lines(
-				in.Distro.Packages.Installed(headerPackages(in)...)+` >/dev/null || { echo "headers or build tools are not installed"; exit 1; }`,
+				must(in.Distro.Packages.Installed(headerPackages(in)...), "headers or build tools are not installed"),
 				`[ -e `+sh.Quote(build)+` ] || { echo "no build tree for kernel" `+sh.Quote(in.Facts.Kernel.Next)+`; exit 1; }`)
 		},
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages
 			return []action.Action{
 				action.Run{Title: "install headers and build tools", Packages: true, Script: m.Quiet(lines(
-					`( `+m.Offered(headerPackages(in)...)+` ) >/dev/null 2>&1 || { `+m.Refresh(distroRefresh())+`; }`,
+					unlessOffered(in, headerPackages(in)...),
 					m.Install(headerPackages(in)...)))},
 			}
 		},

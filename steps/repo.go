@@ -9,8 +9,6 @@ import (
 
 const keyringFile = "/var/lib/gpuguest/cuda-keyring.deb"
 
-func distroRefresh() distros.Refresh { return distros.Refresh{} }
-
 func init() {
 	register(Step{
 		ID:     "old-sources",
@@ -18,12 +16,23 @@ func init() {
 		After:  []ID{"ready", "rescue"},
 		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA && len(in.Facts.OldNVIDIA) > 0 },
 		Check: func(in Input) string {
-			return `for f in ` + sh.Join(in.Facts.OldNVIDIA...) + `; do [ ! -e "$f" ] || { echo "$f is there"; exit 1; }; done`
+			own, shared := oldSources(in)
+			return lines(
+				`for f in `+sh.Join(own...)+`; do [ ! -e "$f" ] || { echo "$f is there"; exit 1; }; done`,
+				`for f in `+sh.Join(shared...)+`; do ! grep -q '`+nvidiaLine+`' "$f" || { echo "$f names NVIDIA's repository"; exit 1; }; done`)
 		},
 		Apply: func(in Input) []action.Action {
+			own, shared := oldSources(in)
 			return []action.Action{action.Run{
-				Title:  "remove old source lists and keys",
-				Script: `for f in ` + sh.Join(in.Facts.OldNVIDIA...) + `; do drop "$f"; done`,
+				Title: "remove old source lists and keys",
+				Script: lines(
+					`for f in `+sh.Join(own...)+`; do drop "$f"; done`,
+					`for f in `+sh.Join(shared...)+`; do`,
+					`	new=$(mktemp)`,
+					`	sed 's|`+nvidiaLine+`|# gpuguest: &|' "$f" >"$new"`,
+					`	put "$f" 0644 <"$new"`,
+					`	rm -f "$new"`,
+					`done`),
 			}}
 		},
 	})
@@ -44,10 +53,10 @@ func init() {
 				return "false"
 			}
 			return lines(
-				in.Distro.Packages.Installed("cuda-keyring")+` >/dev/null || { echo "the keyring package is not installed"; exit 1; }`,
+				must(in.Distro.Packages.Installed("cuda-keyring"), "the keyring package is not installed"),
 				`[ -s `+sh.Quote(r.Keyring)+` ] || { echo `+sh.Quote(r.Keyring+" is missing")+`; exit 1; }`,
 				`printf %s `+sh.Quote(r.List)+` | cmp -s - `+sh.Quote(r.ListPath)+` || { echo `+sh.Quote(r.ListPath+" does not name the repository")+`; exit 1; }`,
-				in.Distro.Packages.Fetched(r.URL)+` || { echo "its package list was not fetched yet"; exit 1; }`)
+				must(in.Distro.Packages.Fetched(r.URL), "its package list was not fetched yet"))
 		},
 		Apply: func(in Input) []action.Action {
 			r, err := repoOf(in)
@@ -77,13 +86,13 @@ func init() {
 		Check: func(in Input) string {
 			return lines(
 				`printf %s `+sh.Quote(extraSources(in))+` | cmp -s - `+distros.ExtraSourcesPath+` || { echo "`+distros.ExtraSourcesPath+` does not name them"; exit 1; }`,
-				`( `+in.Distro.Packages.Offered(in.Choice.Packages...)+` ) >/dev/null 2>&1 || { echo "the driver packages are not offered yet"; exit 1; }`)
+				must(in.Distro.Packages.Offered(in.Choice.Packages...), "the driver packages are not offered yet"))
 		},
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages
 			return []action.Action{
 				action.Write{Path: distros.ExtraSourcesPath, Data: []byte(extraSources(in))},
-				action.Run{Title: "fetch the package lists", Script: m.Quiet(m.Refresh(distroRefresh()))},
+				action.Run{Title: "fetch the package lists", Script: m.Quiet(m.Refresh(distros.Refresh{}))},
 			}
 		},
 	})
@@ -94,3 +103,21 @@ func repoOf(in Input) (distros.Repo, error) {
 }
 
 func extraSources(in Input) string { return in.Distro.ExtraSources(in.Facts, in.Want.Mirror) }
+
+// nvidiaLine matches a one-line source of NVIDIA's repository that is in force.
+const nvidiaLine = `^deb.*developer\.download\.nvidia\.com.*`
+
+// oldSources tells files that hold nothing but NVIDIA's from the distribution's own list, which is edited
+// and not removed. The shared keyring of old is left alone: a key too many conflicts with nothing.
+func oldSources(in Input) (own, shared []string) {
+	for _, f := range in.Facts.OldNVIDIA {
+		switch f {
+		case "/etc/apt/sources.list":
+			shared = append(shared, f)
+		case "/etc/apt/trusted.gpg":
+		default:
+			own = append(own, f)
+		}
+	}
+	return own, shared
+}

@@ -15,6 +15,7 @@ import (
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/sh"
 )
 
 // ID names a step. Ids are part of the interface: the journal and the reports carry them.
@@ -121,3 +122,15 @@ func claimed(in Input) bool {
 
 // evidence prints the last kernel log lines about the GPU, for a check that failed.
 const evidence = `{ dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o cat 2>/dev/null; } | grep -E 'NVRM|nvidia|nouveau|[Nn]ova|BAR ' | tail -n 15 || true`
+
+// must makes a check line of a script that asks the package manager: when it fails, the check fails and
+// says why.
+func must(script, why string) string {
+	return "( " + strings.TrimRight(script, "\n") + "\n) >/dev/null 2>&1 || { echo " + sh.Quote(why) + "; exit 1; }"
+}
+
+// unlessOffered refreshes the package lists when a package that is to be installed is not known.
+func unlessOffered(in Input, packages ...string) string {
+	m := in.Distro.Packages
+	return "if ! ( " + strings.TrimRight(m.Offered(packages...), "\n") + "\n) >/dev/null 2>&1; then\n" + m.Refresh(distros.Refresh{}) + "\nfi"
+}

@@ -28,6 +28,21 @@ func init() {
 		Hint: "a reboot loads the module that belongs to the libraries",
 	})
 	register(Step{
+		ID:     "verify-cmdline",
+		Title:  "verify the kernel command line",
+		After:  []ID{"next-boot"},
+		Fresh:  true,
+		Wanted: func(in Input) bool { return len(in.Want.KernelArgs) > 0 },
+		Check: func(in Input) string {
+			return lines(
+				`line=" $(cat /proc/cmdline) "`,
+				`for a in `+sh.Join(in.Want.KernelArgs...)+`; do`,
+				`	case $line in *" $a "*) ;; *) echo "the running kernel was started without $a"; exit 1 ;; esac`,
+				`done`,
+				`echo "started with" `+sh.Join(in.Want.KernelArgs...))
+		},
+	})
+	register(Step{
 		ID:     "verify-smi",
 		Title:  "verify with nvidia-smi",
 		After:  []ID{"module", "persistence", "verify-versions"},

@@ -580,10 +580,10 @@ func (r *request) choose(c candidate) Choice {
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
 		Version: cmp.Or(r.wish.version, r.archived(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
 		Module: o.Module, DKMSName: o.DKMSName, Signed: o.Signed, Persistence: o.Persistence,
-		License: "NVIDIA", GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
+		License: LicenseProprietary, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
 	}
 	if o.Flavor == FlavorOpen {
-		ch.License = "Dual MIT/GPL"
+		ch.License = LicenseOpen
 	}
 	if p := r.expand(c, []string{o.Persistence.Package}); o.Persistence.Package != "" && len(p) == 1 {
 		ch.Persistence.Package = p[0]

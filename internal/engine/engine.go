@@ -408,7 +408,7 @@ func (r *run) follow(ctx context.Context, name string, i, of int, id steps.ID) (
 		return guest.JobResult{}, err
 	}
 	began := time.Now()
-	res, err := r.conn.FollowJob(ctx, name, out)
+	res, err := r.conn.FollowJob(ctx, name, guest.JobPosition{}, out)
 	r.inGuest += time.Since(began)
 	if cerr := end(); err == nil {
 		err = cerr

@@ -112,3 +112,37 @@ func JobName(id steps.ID, script string) string {
 	sum := sha256.Sum256([]byte(script))
 	return string(id) + "-" + hex.EncodeToString(sum[:6])
 }
+
+// Proofs returns the part of a plan that only proves: what the next boot will find and what runs now,
+// without the actions that would bring it about.
+func (p Plan) Proofs() Plan {
+	var s Segment
+	for _, it := range p.Items() {
+		if it.Fresh || it.ID == "next-boot" {
+			it.Actions, it.AtBoot, it.Fresh = nil, false, true
+			s.Items = append(s.Items, it)
+		}
+	}
+	p.Segments = []Segment{s}
+	return p
+}
+
+// Bare makes the input of a plan that needs no choice of a driver.
+func Bare(f facts.Facts, w choice.Want) (steps.Input, error) {
+	d, err := distros.For(f.OS, w.As)
+	if err != nil {
+		return steps.Input{}, err
+	}
+	return steps.Input{Facts: f, Distro: d, Want: w}, nil
+}
+
+// Installed makes the input of a plan that holds a guest against the driver that is there, whoever put
+// it there; w may say what it must be.
+func Installed(f facts.Facts, w choice.Want) (steps.Input, error) {
+	in, err := Bare(f, w)
+	if err != nil {
+		return in, err
+	}
+	in.Choice, err = choice.Installed(f, w)
+	return in, err
+}

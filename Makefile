@@ -1,0 +1,46 @@
+# What a person types. Every target works on a fresh Debian 12 machine with Go and apt, as root for those
+# that build or boot guests; each installs what it needs from the machine's own package sources.
+
+GO      ?= go
+# Packages of the lab and the linters, by the names Debian has for them.
+DEPS    := shellcheck
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+
+.PHONY: build demo test test-fast test-container test-vm lint bench deps clean
+
+build: ## bin/gpuguest, static, and the lab's bin/guestlab
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/guestlab ./cmd/guestlab
+
+deps: build ## what the lab, the linters and the benchmarks need on this machine
+	bin/guestlab deps --install
+	@command -v $(DEPS) >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(DEPS); }
+
+demo: deps ## the main job, whole: build a guest with a pretend GPU, install the driver in it over SSH, show the proof
+	bin/guestlab run -- sh testdata/lab/demo.sh
+
+test: lint test-fast test-container test-vm ## every tier but the GPU's
+
+test-fast: ## pure and in-process tiers: no root, no network, under a minute
+	$(GO) test -race -shuffle=on ./...
+
+test-container: deps ## real sshd, systemd, apt and DKMS in system containers
+	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
+
+test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU
+	GPUGUEST_LAB=1 $(GO) test -count=1 -timeout 50m -run '^TestVM' ./cmd/... ./internal/...
+
+lint: deps
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "gofmt these"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	@# The vulnerability data is on the network; where that is out of reach, the check says so and goes on.
+	$(GO) tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not reach its data (exit $$code)"; [ $$code -ne 3 ]; }
+	shellcheck -s sh assets/*.sh testdata/lab/*.sh
+	shellcheck -s bash .ci/run
+
+bench: deps ## each figure beside its peer in the same run
+	sh testdata/bench/run.sh
+
+clean:
+	rm -rf bin

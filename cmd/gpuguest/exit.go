@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"gpuguest/distros"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
+)
+
+// The exit codes are part of the interface.
+const (
+	exitDone        = 0
+	exitUsage       = 1 // wrong usage, or a mistake of gpuguest's own
+	exitStep        = 2 // a step failed
+	exitUnreachable = 3 // the guest could not be reached, or not as root
+	exitUnsupported = 4 // no driver can be what was asked for, or the guest is not one that gpuguest knows
+	exitVerify      = 5 // the driver is installed and does not work
+	exitHeld        = 6 // another gpuguest works on the guest
+	exitInterrupted = 130
+)
+
+const exitStatusHelp = `
+Exit status:
+  0    done
+  1    wrong usage, or an error of gpuguest's own
+  2    a step failed
+  3    the guest could not be reached, or not as root
+  4    unsupported: no driver can be what was asked for
+  5    verification failed
+  6    another gpuguest works on the guest
+  130  interrupted; the guest goes on with the step it was at`
+
+// exitCode is the one place where an error becomes an exit code.
+func exitCode(err error) int {
+	var step *engine.StepError
+	var refusal *choice.Refusal
+	var planned *plan.Refusal
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, engine.ErrDetached), errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.Is(err, guest.ErrHeld):
+		return exitHeld
+	case errors.Is(err, guest.ErrUnreachable), errors.Is(err, guest.ErrAuth), errors.Is(err, guest.ErrHostKey),
+		errors.Is(err, guest.ErrSudo), errors.Is(err, guest.ErrDisconnected), errors.Is(err, guest.ErrNoReboot):
+		return exitUnreachable
+	case errors.Is(err, distros.ErrUnsupported), errors.As(err, &refusal):
+		return exitUnsupported
+	case errors.As(err, &step) && step.Verify:
+		return exitVerify
+	case errors.As(err, &step), errors.As(err, &planned), errors.Is(err, engine.ErrBootLoop):
+		return exitStep
+	}
+	return exitUsage
+}
+
+// hint returns what the user should do next, "" when the error says it all.
+func hint(err error) string {
+	var h interface {
+		error
+		Hint() string
+	}
+	var step *engine.StepError
+	var planned *plan.Refusal
+	switch {
+	case errors.As(err, &step):
+		return step.Hint
+	case errors.As(err, &planned):
+		return planned.Hint
+	case errors.As(err, &h):
+		return h.Hint()
+	}
+	return ""
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gpuguest/internal/choice"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
+	"gpuguest/steps"
+)
+
+// bootFlags are the flags of commands that may reboot the guest.
+type bootFlags struct {
+	reboot        string
+	maxReboots    int
+	rebootTimeout time.Duration
+	powerCycle    string
+	busyWait      time.Duration
+}
+
+func (b *bootFlags) add(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&b.reboot, "reboot", choice.RebootIfNeeded, "when to reboot the guest: if-needed, never or always")
+	f.IntVar(&b.maxReboots, "max-reboots", 3, "reboots in one run; one more is an error")
+	f.DurationVar(&b.rebootTimeout, "reboot-timeout", 10*time.Minute, "how long the guest may take to come back")
+	f.StringVar(&b.powerCycle, "power-cycle-cmd", "", "command run here when the guest does not come back from a reboot")
+	f.DurationVar(&b.busyWait, "busy-wait", 75*time.Second, "how long to wait while another gpuguest works on the guest")
+}
+
+func (b *bootFlags) check() error {
+	switch b.reboot {
+	case choice.RebootIfNeeded, choice.RebootNever, choice.RebootAlways:
+		return nil
+	}
+	return fmt.Errorf("--reboot %q: it is if-needed, never or always", b.reboot)
+}
+
+func newInstall(a *app) *cobra.Command {
+	var w choice.Want
+	var b bootFlags
+	c := &cobra.Command{
+		Use:   "install --host GUEST",
+		Short: "Install and verify the NVIDIA driver in a guest",
+		Long: `Install the NVIDIA driver in a guest, reboot it when something that was changed needs that, and prove
+that the driver works. What is done already is left alone, so the same command may be run again at any
+time: after it succeeded it changes nothing, after it failed or was cut off it goes on.`,
+		Example: `  gpuguest install --host vm:5022
+  gpuguest install --host root@vm --driver 580 --flavor open
+  gpuguest install --host vm --kernel-arg pci=realloc
+  gpuguest install --host image-builder --no-gpu --device 10de:1eb8 --reboot never`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := checkWant(w); err != nil {
+				return err
+			}
+			w.Reboot = b.reboot
+			return a.converge(c.Context(), b, func(f facts.Facts) (plan.Plan, error) {
+				in, err := plan.Input(f, w)
+				if err != nil {
+					return plan.Plan{}, err
+				}
+				return plan.Build(in, steps.Install())
+			})
+		},
+	}
+	a.addReach(c)
+	addWant(c, &w)
+	b.add(c)
+	return c
+}
+
+// converge brings one guest to what makePlan says and prints the report.
+func (a *app) converge(ctx context.Context, b bootFlags, makePlan func(facts.Facts) (plan.Plan, error)) error {
+	if err := b.check(); err != nil {
+		return err
+	}
+	if _, err := a.guestConfig(); err != nil {
+		return err
+	}
+	ui := newUI(a.err, a.host)
+	cfg := engine.Config{
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Tell: ui.tell,
+		Owner: owner(), LockWait: b.busyWait,
+		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
+		Patience: 5 * time.Minute,
+	}
+	if a.logDir != "" {
+		cfg.Logs = a.openLog
+	}
+	report, err := engine.Run(ctx, cfg)
+	ui.close()
+	if a.json {
+		if jerr := a.writeJSON(report); err == nil {
+			err = jerr
+		}
+		return err
+	}
+	if perr := printReport(a.out, report); err == nil {
+		err = perr
+	}
+	return err
+}
+
+// dialer asks for each secret once and dials again with it.
+func (a *app) dialer() func(context.Context) (*guest.Conn, error) {
+	var cfg guest.Config
+	ready := false
+	return func(ctx context.Context) (*guest.Conn, error) {
+		if !ready {
+			c, err := a.guestConfig()
+			if err != nil {
+				return nil, err
+			}
+			cfg, ready = remembered(c), true
+		}
+		return guest.Dial(ctx, cfg)
+	}
+}
+
+// remembered makes a configuration whose secrets are asked for once, so that a run that dials again after
+// a reboot does not stop at a prompt nobody watches.
+func remembered(c guest.Config) guest.Config {
+	answers := make(map[string][]byte)
+	if ask := c.Password; ask != nil {
+		c.Password = func(ctx context.Context, prompt string) ([]byte, error) {
+			if known, ok := answers[prompt]; ok {
+				return known, nil
+			}
+			secret, err := ask(ctx, prompt)
+			if err == nil {
+				answers[prompt] = secret
+			}
+			return secret, err
+		}
+	}
+	if ask := c.SudoPassword; ask != nil {
+		var secret []byte
+		c.SudoPassword = func(ctx context.Context) ([]byte, error) {
+			if secret != nil {
+				return secret, nil
+			}
+			got, err := ask(ctx)
+			if err == nil {
+				secret = got
+			}
+			return got, err
+		}
+	}
+	return c
+}
+
+func powerCycle(command string, out io.Writer) func(context.Context) error {
+	if command == "" {
+		return nil
+	}
+	return func(ctx context.Context) error {
+		c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
+		c.Stdout, c.Stderr = out, out
+		return c.Run()
+	}
+}
+
+// openLog opens the file that one job's whole output goes to. A job that is followed again is written
+// again from its first byte.
+func (a *app) openLog(job string) (io.WriteCloser, error) {
+	dir := filepath.Join(a.logDir, filepath.Base(a.host))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return os.OpenFile(filepath.Join(dir, job+".log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+}
+
+// printReport writes what a person reads in ten seconds.
+func printReport(w io.Writer, r engine.Report) error {
+	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if r.Distro != "" {
+		fmt.Fprintf(tab, "%s: %s, kernel %s\n", r.Host, r.Distro, r.Kernel)
+	}
+	for _, g := range r.GPUs {
+		fmt.Fprintf(tab, "  GPU %s\n", g)
+	}
+	tab.Flush()
+	for _, s := range r.Steps {
+		detail := firstLine(s.Detail)
+		if s.State == engine.Failed {
+			detail = ""
+		}
+		fmt.Fprintf(tab, "  %s\t%s\t%s\n", mark(s.State), s.ID, detail)
+	}
+	tab.Flush()
+	if len(r.Steps) > 0 {
+		fmt.Fprintf(w, "%s: %s", r.Host, r.Result)
+		if r.Driver != "" {
+			fmt.Fprintf(w, ", driver %s %s", r.Driver, r.Flavor)
+		}
+		fmt.Fprintf(w, ", %s, %d commands over %s in %s\n", plural(r.Reboots, "reboot"), r.Execs, plural(r.Connections, "connection"), seconds(r.Seconds))
+	}
+	return nil
+}
+
+func mark(state string) string {
+	switch state {
+	case engine.Met:
+		return "ok"
+	case engine.Changed:
+		return "changed"
+	case engine.Failed:
+		return "FAILED"
+	}
+	return state
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
+	"gpuguest/steps"
+)
+
+func newPlan(a *app) *cobra.Command {
+	var w choice.Want
+	var recording, format string
+	c := &cobra.Command{
+		Use:   "plan {--host GUEST | --facts FILE}",
+		Short: "Say what install would do, and why, and change nothing",
+		Long: `Say what install would do: which driver and why, and every step with its actions. With --host the guest
+is asked which steps are met already; with --facts a recording is planned for and no guest is needed.`,
+		Example: `  gpuguest plan --host vm:5022
+  gpuguest plan --facts vm.txt --driver 580
+  gpuguest plan --facts vm.txt --format sh >install.sh
+  gpuguest plan --host vm --json`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := checkWant(w); err != nil {
+				return err
+			}
+			if a.json {
+				format = "json"
+			}
+			switch format {
+			case "text", "json", "sh":
+			default:
+				return fmt.Errorf("--format %q: it is text, json or sh", format)
+			}
+			f, outcomes, p, err := a.makePlan(c.Context(), recording, w)
+			if err != nil {
+				return err
+			}
+			switch format {
+			case "json":
+				return p.JSON(a.out, f, outcomes)
+			case "sh":
+				return p.Shell(a.out)
+			}
+			return p.Text(a.out, f, outcomes)
+		},
+	}
+	a.addReach(c)
+	addWant(c, &w)
+	c.Flags().StringVar(&recording, "facts", "", `recording to plan for ("-": standard input), made by "gpuguest facts --save"`)
+	c.Flags().StringVar(&format, "format", "text", "how to print the plan: text, json or sh")
+	return c
+}
+
+// makePlan plans for a recording, or for a guest, which it then asks what is met.
+func (a *app) makePlan(ctx context.Context, recording string, w choice.Want) (facts.Facts, map[steps.ID]plan.Outcome, plan.Plan, error) {
+	var f facts.Facts
+	var conn *guest.Conn
+	switch {
+	case recording != "" && a.host != "":
+		return f, nil, plan.Plan{}, errors.New("--facts and --host: one of them")
+	case recording != "":
+		raw, err := readRecording(recording, a.in)
+		if err != nil {
+			return f, nil, plan.Plan{}, err
+		}
+		if f, err = facts.Parse(raw); err != nil {
+			return f, nil, plan.Plan{}, fmt.Errorf("%s: %w", recording, err)
+		}
+	default:
+		var err error
+		if conn, err = a.dial(ctx); err != nil {
+			return f, nil, plan.Plan{}, err
+		}
+		defer conn.Close()
+		if _, f, err = ask(ctx, conn); err != nil {
+			return f, nil, plan.Plan{}, err
+		}
+	}
+	in, err := plan.Input(f, w)
+	if err != nil {
+		return f, nil, plan.Plan{}, err
+	}
+	p, err := plan.Build(in, steps.Install())
+	if err != nil || conn == nil {
+		return f, nil, p, err
+	}
+	outcomes, err := askChecks(ctx, conn, p)
+	return f, outcomes, p, err
+}
+
+func askChecks(ctx context.Context, conn *guest.Conn, p plan.Plan) (map[steps.ID]plan.Outcome, error) {
+	b := make([]byte, 12)
+	if _, err := rand.Read(b); err != nil {
+		return nil, err
+	}
+	nonce := "--" + hex.EncodeToString(b)
+	res, err := conn.Run(ctx, guest.Command{Script: plan.Checks(p.Items(), nonce), Timeout: 10 * time.Minute})
+	if err != nil {
+		return nil, err
+	}
+	return plan.ParseChecks(string(res.Stdout), nonce), nil
+}
+
+func readRecording(path string, stdin io.Reader) ([]byte, error) {
+	if path == "-" {
+		return io.ReadAll(stdin)
+	}
+	return os.ReadFile(path)
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"gpuguest/internal/choice"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/guest"
+)
+
+// console is where a command reads and writes. Results go to out, all else to err.
+type console struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// reach holds the flags that say how to reach a guest.
+type reach struct {
+	host         string
+	port         int
+	user         string
+	identities   []string
+	sshConfig    string
+	knownHosts   string
+	hostKeyCheck string
+	timeout      time.Duration
+}
+
+// app is one invocation.
+type app struct {
+	console
+	reach
+	json   bool
+	logDir string
+	// reported: the command's JSON is written already, with its error in it.
+	reported bool
+}
+
+// run carries out one command line and returns its exit code.
+func run(ctx context.Context, args []string, c console) int {
+	a := &app{console: c}
+	root := newRoot(a)
+	root.SetArgs(args)
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	a.complain(err)
+	return exitCode(err)
+}
+
+// complain writes an error for a person, and as JSON where that was asked for and no report holds it.
+func (a *app) complain(err error) {
+	var step *engine.StepError
+	fmt.Fprintf(a.err, "gpuguest: error: %s\n", a.prefixed(err))
+	if errors.As(err, &step) && step.Tail != "" && !strings.Contains(step.What, step.Tail) {
+		for line := range strings.Lines(step.Tail) {
+			fmt.Fprintf(a.err, "  %s\n", strings.TrimRight(line, "\n"))
+		}
+	}
+	if h := hint(err); h != "" {
+		fmt.Fprintf(a.err, "gpuguest: hint: %s\n", h)
+	}
+	if a.json && !a.reported {
+		problem := engine.Problem{Message: err.Error(), Hint: hint(err)}
+		_ = json.NewEncoder(a.out).Encode(map[string]any{"result": "failed", "host": a.host, "error": problem})
+	}
+}
+
+func (a *app) prefixed(err error) string {
+	text := err.Error()
+	if a.host == "" || strings.HasPrefix(text, a.host) {
+		return text
+	}
+	return a.host + ": " + text
+}
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "gpuguest",
+		Short: "Install the NVIDIA driver in Linux guests that have a GPU passed through",
+		Long: `gpuguest installs the NVIDIA driver inside a Linux guest that has a GPU passed through. It works from
+outside, over SSH: it looks at the guest, decides, says what it will do, does it, reboots and goes on, and
+ends by proving that the driver works. The same command again changes nothing; after a failure or a lost
+connection it goes on where the guest is.`,
+		Example: `  gpuguest facts --host vm:5022
+  gpuguest plan --host vm:5022
+  gpuguest install --host vm:5022`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
+	for _, c := range []*cobra.Command{
+		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newVersion(a),
+	} {
+		c.Long = strings.TrimSpace(c.Long) + "\n" + exitStatusHelp
+		root.AddCommand(c)
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
+	})
+	return root
+}
+
+// addReach adds the flags that say how to reach a guest.
+func (a *app) addReach(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&a.host, "host", "", "guest to work on: [user@]name[:port], or a Host of your ssh configuration")
+	f.IntVarP(&a.port, "port", "p", 0, "SSH port (default: the ssh configuration's, else 22)")
+	f.StringVarP(&a.user, "user", "l", "", "user to log in as (default: the ssh configuration's, else yours)")
+	f.StringArrayVarP(&a.identities, "identity", "i", nil, "private key file; may be given more than once")
+	f.StringVarP(&a.sshConfig, "ssh-config", "F", "", `ssh configuration file (default ~/.ssh/config, "none" for none)`)
+	f.StringVar(&a.knownHosts, "known-hosts", "", "known hosts file (default: the ssh configuration's, else ~/.ssh/known_hosts)")
+	f.StringVar(&a.hostKeyCheck, "host-key-check", "accept-new", "what to do with an unknown host key: accept-new or strict; a changed key is always refused")
+	f.DurationVar(&a.timeout, "connect-timeout", 0, "time limit for connecting (default 10s)")
+	f.StringVar(&a.logDir, "log-dir", "", "folder that every step's whole output is kept in")
+}
+
+// guestConfig turns flags into how to reach the guest.
+func (a *app) guestConfig() (guest.Config, error) {
+	if a.host == "" {
+		return guest.Config{}, errors.New("--host is missing: which guest?")
+	}
+	t, err := guest.ParseTarget(a.host)
+	if err != nil {
+		return guest.Config{}, err
+	}
+	c := guest.Config{
+		Host: t.Host, Port: t.Port, User: t.User, Identities: a.identities, SSHConfig: a.sshConfig, KnownHosts: a.knownHosts,
+		Agent: os.Getenv("SSH_AUTH_SOCK"), ConnectTimeout: a.timeout,
+		Notice: func(s string) { fmt.Fprintf(a.err, "gpuguest: %s\n", s) },
+	}
+	if a.port != 0 {
+		c.Port = a.port
+	}
+	if a.user != "" {
+		c.User = a.user
+	}
+	switch a.hostKeyCheck {
+	case "accept-new":
+		c.HostKeyCheck = guest.AcceptNew
+	case "strict":
+		c.HostKeyCheck = guest.Strict
+	default:
+		return guest.Config{}, fmt.Errorf("--host-key-check %q: it is accept-new or strict", a.hostKeyCheck)
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		c.Home = home
+	}
+	if in, ok := a.in.(*os.File); ok && term.IsTerminal(int(in.Fd())) {
+		c.Password = func(_ context.Context, prompt string) ([]byte, error) { return a.askSecret(in, prompt) }
+		c.SudoPassword = func(context.Context) ([]byte, error) {
+			return a.askSecret(in, "sudo password for "+a.host+": ")
+		}
+	}
+	if p, ok := os.LookupEnv("GPUGUEST_SUDO_PASSWORD"); ok {
+		c.SudoPassword = func(context.Context) ([]byte, error) { return []byte(p), nil }
+	}
+	return c, nil
+}
+
+func (a *app) askSecret(in *os.File, prompt string) ([]byte, error) {
+	fmt.Fprint(a.err, prompt)
+	secret, err := term.ReadPassword(int(in.Fd()))
+	fmt.Fprintln(a.err)
+	return secret, err
+}
+
+// dial reaches the guest.
+func (a *app) dial(ctx context.Context) (*guest.Conn, error) {
+	c, err := a.guestConfig()
+	if err != nil {
+		return nil, err
+	}
+	return guest.Dial(ctx, c)
+}
+
+// owner names this run for whoever finds the guest held.
+func owner() string {
+	name, host := "somebody", "unknown host"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return fmt.Sprintf("%s@%s, process %d", name, host, os.Getpid())
+}
+
+// addWant adds the flags that say what is wanted.
+func addWant(c *cobra.Command, w *choice.Want) {
+	f := c.Flags()
+	f.StringVar(&w.Driver, "driver", "", `driver branch or version: "580", "580.95.05" (default: the best for the GPU)`)
+	f.StringVar(&w.Flavor, "flavor", "", "kernel module flavor: open or proprietary (default: what the GPU needs)")
+	f.StringVar(&w.Source, "source", "", "where packages come from: nvidia or distro (default: nvidia where it can serve)")
+	f.StringVar(&w.Modules, "modules", "", "how kernel modules come: dkms or precompiled (default: signed ones where Secure Boot is on, else dkms)")
+	f.StringVar(&w.Mirror, "mirror", "", "URL that stands for the source's own")
+	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256 of the mirror's keyring package, when it is not NVIDIA's own")
+	f.StringArrayVar(&w.KernelArgs, "kernel-arg", nil, `extra kernel argument, "pci=realloc"; may be given more than once`)
+	f.BoolVar(&w.HoldKernel, "hold-kernel", false, "put the guest's kernel packages on hold")
+	f.BoolVar(&w.NoGPU, "no-gpu", false, "the guest has no GPU now: install and prove what can be proved")
+	f.StringArrayVar(&w.Devices, "device", nil, `with --no-gpu: a GPU to decide for, "10de:1eb8"; may be given more than once`)
+	f.StringVar(&w.As, "as", "", `treat the guest as this distribution: "debian:12"`)
+	f.DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
+	for name, words := range map[string][]string{
+		"flavor":  {choice.FlavorOpen, choice.FlavorProprietary},
+		"source":  {choice.SourceNVIDIA, choice.SourceDistro},
+		"modules": {choice.ModulesDKMS, choice.ModulesPrecompiled},
+	} {
+		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
+}
+
+// checkWant refuses words that no choice is made of, before anybody is dialled.
+func checkWant(w choice.Want) error {
+	for _, v := range []struct{ flag, value, one, other string }{
+		{"flavor", w.Flavor, choice.FlavorOpen, choice.FlavorProprietary},
+		{"source", w.Source, choice.SourceNVIDIA, choice.SourceDistro},
+		{"modules", w.Modules, choice.ModulesDKMS, choice.ModulesPrecompiled},
+	} {
+		if v.value != "" && v.value != v.one && v.value != v.other {
+			return fmt.Errorf("--%s %q: it is %s or %s", v.flag, v.value, v.one, v.other)
+		}
+	}
+	for _, arg := range w.KernelArgs {
+		if arg == "" || strings.ContainsAny(arg, " \t\n\"'\\$`") {
+			return fmt.Errorf("--kernel-arg %q: one word without quotes, blanks, backslashes or $", arg)
+		}
+	}
+	if len(w.Devices) > 0 && !w.NoGPU {
+		return errors.New("--device needs --no-gpu: a guest with a GPU tells its own")
+	}
+	return nil
+}
+
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s takes no argument, got %q (the guest goes behind --host)", c.CommandPath(), args[0])
+	}
+	return nil
+}
+
+func (a *app) writeJSON(v any) error {
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	a.reported = true
+	return enc.Encode(v)
+}

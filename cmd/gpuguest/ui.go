@@ -1,0 +1,201 @@
+package main
+
+// The user interface's rules:
+//   - results go to standard output, all else to standard error;
+//   - a bar and colour only where standard error is a terminal; plain lines everywhere else;
+//   - a line of the guest's output is shown cut to the terminal's width and with control characters taken
+//     out: a guest does not get to move the user's cursor;
+//   - messages are lower case and have no full stop; an error comes with what to do next.
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"gpuguest/internal/engine"
+)
+
+// ui shows one run's events.
+type ui struct {
+	w     io.Writer
+	host  string
+	width int // of the terminal; 0: no terminal
+
+	mu    sync.Mutex
+	bar   *progressbar.ProgressBar
+	step  string // "4/14 headers: install headers …"
+	line  string // the last line of its output
+	since time.Time
+	stop  chan struct{}
+	ended sync.WaitGroup
+}
+
+func newUI(w io.Writer, host string) *ui {
+	u := &ui{w: w, host: host, stop: make(chan struct{})}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		u.width = 80
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
+			u.width = width
+		}
+		u.bar = progressbar.NewOptions(1,
+			progressbar.OptionSetWriter(w), progressbar.OptionSetWidth(20), progressbar.OptionSetDescription("reaching "+host),
+			progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(false), progressbar.OptionSetElapsedTime(false))
+		u.ended.Add(1)
+		go u.refresh()
+	}
+	return u
+}
+
+// refresh redraws the bar while a step is silent, so that its seconds go on.
+func (u *ui) refresh() {
+	defer u.ended.Done()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-u.stop:
+			return
+		case <-tick.C:
+			u.mu.Lock()
+			u.draw()
+			u.mu.Unlock()
+		}
+	}
+}
+
+func (u *ui) close() {
+	close(u.stop)
+	u.ended.Wait()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.bar != nil {
+		_ = u.bar.Clear()
+	}
+}
+
+func (u *ui) draw() {
+	if u.bar == nil {
+		return
+	}
+	text := u.step
+	if !u.since.IsZero() {
+		text += fmt.Sprintf(" %s", seconds(time.Since(u.since).Seconds()))
+	}
+	if u.line != "" {
+		text += "  " + u.line
+	}
+	// The bar, its percentage and counts take what is left of the line.
+	u.bar.Describe(cut(text, u.width-45))
+	_ = u.bar.RenderBlank()
+}
+
+// say prints a line that stays.
+func (u *ui) say(format string, args ...any) {
+	if u.bar != nil {
+		_ = u.bar.Clear()
+	}
+	fmt.Fprintf(u.w, u.host+": "+format+"\n", args...)
+	u.draw()
+}
+
+func (u *ui) tell(e engine.Event) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch e.Kind {
+	case engine.Connected:
+		u.step = "looking at " + u.host
+		u.draw()
+	case engine.Planned:
+		if u.bar != nil {
+			u.bar.ChangeMax(e.Of)
+		}
+	case engine.StepBegan:
+		u.step, u.line, u.since = fmt.Sprintf("%d/%d %s: %s", e.Index, e.Of, e.Step, e.Title), "", time.Now()
+		if u.bar == nil {
+			u.say("%s", u.step)
+		}
+		u.draw()
+	case engine.StepOutput:
+		u.line = printable(e.Text)
+		if u.bar == nil {
+			if title, ok := strings.CutPrefix(u.line, "gpuguest: "); ok {
+				u.say("    %s", title)
+			}
+		}
+		u.draw()
+	case engine.StepEnded:
+		if e.State == engine.Changed && !u.since.IsZero() {
+			u.say("%d/%d %s: %s, %s", e.Index, e.Of, e.Step, e.State, seconds(time.Since(u.since).Seconds()))
+		}
+		u.line, u.since = "", time.Time{}
+		if u.bar != nil {
+			_ = u.bar.Set(e.Index)
+		}
+		u.step = ""
+		u.draw()
+	case engine.Rebooting:
+		u.say("reboot: %s", e.Text)
+		u.step, u.line, u.since = "waiting for "+u.host+" to boot", "", time.Now()
+		u.draw()
+	case engine.Rebooted:
+		u.say("booted, %s", seconds(time.Since(u.since).Seconds()))
+		u.since = time.Time{}
+	case engine.Reconnecting:
+		u.say("%s; dialling again", printable(e.Text))
+	case engine.Notice:
+		u.say("%s", printable(e.Text))
+	}
+}
+
+// printable takes out what would steer a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == ' ' {
+			return r
+		}
+		if r == '\t' {
+			return ' '
+		}
+		return -1
+	}, s)
+}
+
+func cut(s string, width int) string {
+	r := []rune(s)
+	if width < 10 {
+		width = 10
+	}
+	if len(r) <= width {
+		return s
+	}
+	return string(r[:width-1]) + "…"
+}
+
+func seconds(s float64) string {
+	switch {
+	case s < 10:
+		return fmt.Sprintf("%.1f s", s)
+	case s < 120:
+		return fmt.Sprintf("%.0f s", s)
+	}
+	return fmt.Sprintf("%d min %02d s", int(s)/60, int(s)%60)
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
