@@ -39,7 +39,7 @@ type Distro struct {
 
 	RepoDir       map[string]string // machine → directory below NVIDIA's repository root: "debian12/x86_64"
 	KeyringSHA256 map[string]string // that directory → SHA-256 of its keyring package; a missing one must be given by the user
-	Frozen        string            // why NVIDIA's repository for this release gets no new drivers, "" it does
+	Frozen        string            // what is wrong with NVIDIA's repository for this release ("it gets no new drivers"), "" nothing
 
 	BuildTools []string // packages a DKMS build needs besides headers
 	Components []string // archive components the distribution's own driver packages live in, besides main

@@ -6,7 +6,7 @@ func init() {
 		// GoogleCloudPlatform/compute-gpu-installation, config.py.
 		"ubuntu2004/x86_64": "cf5ca9853118b9fb2b78dd2708786e1eb5ab14e39d8738539281429428eb4efe",
 	}
-	d.Frozen = "NVIDIA's repository for Ubuntu 20.04 ended with CUDA 12"
+	d.Frozen = "it gets no new drivers since CUDA 13"
 	nvidia := Offer{
 		Source: SourceNVIDIA, Flavor: FlavorProprietary, Modules: ModulesDKMS, Branches: []int{515, 520, 550}, Arches: []string{"x86_64"},
 		Packages: []string{"cuda-drivers-{branch}"}, Module: "nvidia", DKMSName: "nvidia",

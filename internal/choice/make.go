@@ -548,10 +548,11 @@ func (r *request) secureBootObjection(c candidate) string {
 		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; a guest without a console cannot confirm an enrolment of its own"
 }
 
-// installed tells whether a candidate is what the guest has.
+// installed tells whether a candidate is what the guest has. Packages for one kernel do not count: a new
+// kernel that has none yet is no other choice.
 func (r *request) installed(c candidate) bool {
 	any := false
-	for _, p := range r.expand(c, c.offer.Packages) {
+	for _, p := range distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number}) {
 		v, ok := r.f.Packages[p]
 		if !ok || v == "" {
 			return false
@@ -611,7 +612,7 @@ func (r *request) caveats(c candidate) []string {
 		warn("until when branch %d gets fixes is not known", c.branch.Number)
 	}
 	if c.offer.Source == SourceNVIDIA && r.d.Frozen != "" {
-		warn("%s", r.d.Frozen)
+		warn("%s: %s", r.sourceName(SourceNVIDIA), r.d.Frozen)
 	}
 	if len(r.gpus) == 0 {
 		warn("no GPU is named: a GPU older than Turing will need --flavor proprietary and a branch up to 580, one of Blackwell or newer the open modules; name it by --device")
@@ -640,8 +641,13 @@ func (r *request) why(c candidate) []string {
 	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, g := range r.gpus {
 		limits := "both flavors of the modules drive it"
-		if g.Flavor != "" {
+		switch {
+		case g.Flavor != "" && g.Known:
 			limits = "it needs the " + g.Flavor + " modules"
+		case g.Flavor != "":
+			limits = "it is taken to need the " + g.Flavor + " modules"
+		case !g.Known:
+			limits = "what drives it is not known"
 		}
 		if g.Min != 0 {
 			limits += fmt.Sprintf(", from branch %d", g.Min)
