@@ -1,6 +1,8 @@
 #!/bin/sh
 # One look at one guest, in one round trip, changing nothing.
 #
+# Run it as root with nothing on standard input; commands that could hang have ten seconds each.
+#
 # Output: a head line, then sections. `== name` starts a section, `|text` is a line of it, `!reason` says why
 # the section is not (fully) known, `== end` proves that nothing was cut off. No other line starts with those
 # marks, so whatever a file or a command holds, it cannot forge a section.
@@ -48,7 +50,8 @@ out "boot_id$TAB$v"
 get "$R/proc/1/comm"
 out "init$TAB$v"
 # User 0 without root's rights would read fewer files and call it the truth.
-if [ -z "$R" ] && [ "$(id -u)" != 0 ]; then why "not run as root: some files are not readable"; fi
+# shellcheck disable=SC3067 # dash, bash and busybox know -O: / is the effective user's own
+if [ -z "$R" ] && ! [ -O / ]; then why "not run as root: some files are not readable"; fi
 
 # Many small files, read by one awk: `|@path` starts a file, `|:line` is a line of it. Those that are large
 # are cut down to the lines that are understood.
@@ -71,7 +74,7 @@ for f in "$S/kernel/security/lockdown" "$S/module/module/parameters/sig_enforce"
 	if [ -f "$f" ] && [ -r "$f" ]; then set -- "$@" "$f"; fi
 done
 # shellcheck disable=SC2016 # the dollars are awk's
-$T awk -v r="${#R}" -v s="${#S}" -v sys="$S" '
+awk -v r="${#R}" -v s="${#S}" -v sys="$S" '
 FNR == 1 {
 	f = FILENAME
 	if (index(f, sys "/") == 1) f = "/sys" substr(f, s + 1); else f = substr(f, r + 1)
@@ -116,7 +119,7 @@ for f in "$R"/boot/vmlinu[xz]* "$R"/boot/Image* "$R"/boot/kernel-* "$R"/boot/ini
 done
 # Module files of interest of every kernel: which of them starts next is worked out later.
 if [ $# -gt 0 ]; then
-	deps=$($T grep -HoE '^[^:]*/(nouveau|nova[-_]core|nova([-_]drm)?|nvidiafb|vfio-pci|nvidia[^/:]*)\.ko[.a-z0-9]*(:|$)' "$@" /dev/null 2>/dev/null </dev/null)
+	deps=$(grep -HoE '^[^:]*/(nouveau|nova[-_]core|nova([-_]drm)?|nvidiafb|vfio-pci|nvidia[^/:]*)\.ko[.a-z0-9]*(:|$)' "$@" /dev/null 2>/dev/null </dev/null)
 	set --
 	while IFS= read -r l; do
 		[ -n "$l" ] || continue
@@ -281,7 +284,7 @@ for f in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/*.list "$R"/etc/a
 	if [ -f "$f" ]; then set -- "$@" "$f"; fi
 done
 if [ $# -gt 0 ]; then
-	$T grep -lE '^[^#]*(developer\.download\.nvidia\.com|nvidia\.github\.io|7[fF][aA]2[aA][fF]80)' "$@" /dev/null 2>/dev/null </dev/null |
+	grep -lE '^[^#]*(developer\.download\.nvidia\.com|nvidia\.github\.io|7[fF][aA]2[aA][fF]80)' "$@" /dev/null 2>/dev/null </dev/null |
 		while IFS= read -r f; do
 			f=${f#"$R"}
 			if [ -f "$R/var/lib/dpkg/info/cuda-keyring.list" ]; then
@@ -299,7 +302,7 @@ for f in "$R"/etc/apt/trusted.gpg "$R"/etc/apt/trusted.gpg.d/* "$R"/etc/apt/keyr
 done
 if [ $# -gt 0 ]; then
 	key=$(printf '\366\017\113\075\177\242\257\200')
-	$T grep -lF -e "$key" "$@" /dev/null 2>/dev/null </dev/null |
+	grep -lF -e "$key" "$@" /dev/null 2>/dev/null </dev/null |
 		while IFS= read -r f; do out "${f#"$R"}"; done
 fi
 
@@ -316,8 +319,8 @@ if [ $# -gt 0 ]; then
 		while read -r _ a _ _ pid dev _; do
 			if [ "$a" = '->' ]; then continue; fi
 			case $pid in '' | *[!0-9]* | 0) continue ;; esac
-			if [ -z "$ino" ]; then ino=" $($T ls -iLd "$@" 2>/dev/null | while read -r i f; do printf '%s ' "$i"; done)"; fi
-			case $ino in *" ${dev##*:} "*) ;; *) continue ;; esac
+			if [ -z "$ino" ]; then ino=$NL$(stat -L -c %i "$@" 2>/dev/null)$NL; fi
+			case $ino in *"$NL${dev##*:}$NL"*) ;; *) continue ;; esac
 			for f in "$@"; do
 				for d in "$R/proc/$pid/fd"/*; do
 					# shellcheck disable=SC3013 # dash, bash and busybox know -ef
@@ -411,7 +414,7 @@ if [ -d "$S/firmware/efi" ]; then
 	for f in SecureBoot SetupMode; do
 		if [ -r "$d/$f-$g" ]; then
 			# Four bytes of attributes, then the value.
-			v=$($T od -An -tu1 "$d/$f-$g" 2>/dev/null)
+			v=$(od -An -tu1 "$d/$f-$g" 2>/dev/null)
 			v=${v##* }
 			out "$f$TAB$v"
 			if [ "$f" = SecureBoot ]; then s=1; fi
@@ -498,7 +501,7 @@ sec journal
 f=$R/var/lib/gpuguest/journal
 if [ -s "$f" ]; then
 	if [ -r "$f" ]; then
-		$T tail -c 262144 "$f" 2>/dev/null | awk '{ print "|" $0 }'
+		tail -c 262144 "$f" 2>/dev/null | awk '{ print "|" $0 }'
 	else
 		why "$f is not readable"
 	fi
