@@ -1,7 +1,7 @@
 #!/bin/sh
 # One look at one guest, in one round trip, changing nothing.
 #
-# Run it as root with nothing on standard input; commands that could hang have ten seconds each.
+# Run it as root with nothing on standard input; commands that could hang have a time limit each.
 #
 # Output: a head line, then sections. `== name` starts a section, `|text` is a line of it, `!reason` says why
 # the section is not (fully) known, `== end` proves that nothing was cut off. No other line starts with those
@@ -21,8 +21,13 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 NL='
 '
 TAB='	'
+# Package managers read megabytes, which an emulated guest takes its time for.
 T=
-if command -v timeout >/dev/null 2>&1; then T='timeout 10'; fi
+TP=
+if command -v timeout >/dev/null 2>&1; then
+	T='timeout 10'
+	TP='timeout 90'
+fi
 
 sec() { printf '== %s\n' "$1"; }
 why() { printf '!%s\n' "$*"; }
@@ -211,18 +216,33 @@ fi
 sec packages
 pk=
 apt=
+# all NAME: print the list in $pk, which ends in NAME's exit code; half a list would pass for "not installed".
+all() {
+	case $pk in
+	rc0) ;;
+	*"${NL}rc0") printf '%s\n' "${pk%"${NL}rc0"}" ;;
+	*)
+		why "$1 ended with ${pk##*rc}"
+		pk=
+		;;
+	esac
+}
 if have dpkg-query && [ -f "$R/var/lib/dpkg/status" ]; then
 	apt=1
 	# Every package that is of interest, and every one that is not simply installed or gone.
 	# shellcheck disable=SC2016 # dpkg-query's own variables
-	pk=$($T dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null |
-		grep -E "^\\|(.[HUFWt]|h.|..R)|^\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB)")
-	if [ -n "$pk" ]; then printf '%s\n' "$pk"; else why "dpkg-query gave nothing"; fi
+	pk=$({
+		$TP dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null
+		echo "rc$?"
+	} | grep -E "^rc|^\\|(.[HUFWt]|h.|..R)|^\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB)")
+	all dpkg-query
 elif have rpm && [ -z "$R" ]; then
 	# shellcheck disable=SC2016
-	pk=$($T rpm -qa --qf '|rpm\t%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' 2>/dev/null </dev/null |
-		grep -E "^\\|rpm$TAB([^$TAB]*(nvidia|cuda|nouveau)|kernel|(dkms|gcc|make|mokutil|shim|grub2|systemd|dracut|kmod|cloud-init|curl|wget|pciutils|dnf|yum|zypper|akmods?|epel-release|elrepo-release)(-[^$TAB]*)?$TAB)")
-	if [ -n "$pk" ]; then printf '%s\n' "$pk"; else why "rpm gave nothing"; fi
+	pk=$({
+		$TP rpm -qa --qf '|rpm\t%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' 2>/dev/null </dev/null
+		echo "rc$?"
+	} | grep -E "^rc|^\\|rpm$TAB([^$TAB]*(nvidia|cuda|nouveau)|kernel|(dkms|gcc|make|mokutil|shim|grub2|systemd|dracut|kmod|cloud-init|curl|wget|pciutils|dnf|yum|zypper|akmods?|epel-release|elrepo-release)(-[^$TAB]*)?$TAB)")
+	all rpm
 else
 	why "neither dpkg-query nor rpm found"
 fi
@@ -257,7 +277,7 @@ else
 		ks="$ks${d##*/} "
 	done
 	# shellcheck disable=SC2016
-	names=$($T apt-cache "$@" pkgnames 2>/dev/null </dev/null | awk -v ks="$ks" '
+	names=$($TP apt-cache "$@" pkgnames 2>/dev/null </dev/null | awk -v ks="$ks" '
 	/^(nvidia-(driver|open|kernel|dkms|headless|utils|compute|persistenced|smi|tesla|legacy|modprobe|firmware|fabric|imex|cuda-toolkit|graphics-drivers)|cuda-(drivers|keyring|compat|toolkit-[0-9])|cuda-toolkit$|libnvidia-(compute|ml1)|libcuda1$|firmware-nvidia|linux-modules-nvidia-|linux-headers-|linux-image-|dkms$|gcc$|make$|build-essential$|mokutil$|initramfs-tools$)/ {
 		if (/-dbg|-unsigned|-dev$|-template$/) next
 		# Of thousands of names that carry a kernel release, only those for a kernel that is here.
@@ -267,14 +287,18 @@ else
 	if [ -z "$names" ]; then
 		why "apt-cache pkgnames gave no name of interest"
 	else
-		# shellcheck disable=SC2086 # package names, one word each
-		$T apt-cache "$@" policy $names 2>/dev/null </dev/null | awk '
+		{
+			# shellcheck disable=SC2086 # package names, one word each
+			$TP apt-cache "$@" policy $names 2>/dev/null </dev/null
+			echo "rc $?"
+		} | awk '
+		$1 == "rc" { if ($2 != 0) print "!apt-cache policy ended with " $2; next }
 		/^[^ ]/ { name = $1; sub(/:$/, "", name); next }
 		/^  Installed:/ { next }
 		/^  Candidate:/ { if ($2 != "(none)") print "|c\t" name "\t" $2; next }
 		/^  (Version table|Package pin)/ { next }
 		/^ (\*\*\*|   ) [^ ]/ { v = ($1 == "***") ? $2 : $1; print "|v\t" name "\t" v; next }
-		/^        ? *-?[0-9]+ / { if ($2 !~ /^\//) print "|s\t" $1 "\t" $2 "\t" $3 }' || why "apt-cache policy ended with $?"
+		/^        ? *-?[0-9]+ / { if ($2 !~ /^\//) print "|s\t" $1 "\t" $2 "\t" $3 }'
 	fi
 fi
 
@@ -450,7 +474,7 @@ if [ -d "$R/run/systemd/system" ]; then
 		why "not asked: a recorded tree"
 	elif have systemctl; then
 		v=$($T systemctl is-system-running 2>/dev/null </dev/null)
-		out "state$TAB${v%%"$NL"*}"
+		if [ -n "$v" ]; then out "state$TAB${v%%"$NL"*}"; else why "systemctl gave no answer"; fi
 		$T systemctl show -p Id -p LoadState -p ActiveState -p UnitFileState nvidia-persistenced.service \
 			nvidia-fabricmanager.service apt-daily.timer apt-daily-upgrade.timer apt-daily.service \
 			apt-daily-upgrade.service unattended-upgrades.service packagekit.service display-manager.service \
@@ -465,7 +489,7 @@ if [ -n "$R" ]; then
 	why "not asked: a recorded tree"
 elif have systemd-detect-virt; then
 	v=$($T systemd-detect-virt 2>/dev/null </dev/null)
-	out "${v%%"$NL"*}"
+	if [ -n "$v" ]; then out "${v%%"$NL"*}"; else why "systemd-detect-virt gave no answer"; fi
 fi
 
 sec cloud

@@ -387,3 +387,41 @@ func TestScriptFitsAnExecRequest(t *testing.T) {
 		t.Errorf("facts.sh has %d bytes", n)
 	}
 }
+
+func TestPackagesAreReadFromTheDatabaseOfDpkg(t *testing.T) {
+	if _, err := exec.LookPath("dpkg-query"); err != nil {
+		t.Skip("no dpkg-query on this machine: ", err)
+	}
+	stanza := func(name, arch, version, status string, more ...string) string {
+		return "Package: " + name + "\nStatus: " + status + "\nArchitecture: " + arch + "\nVersion: " + version + "\n" +
+			strings.Join(more, "") + "Maintainer: x <x@example.org>\nDescription: x\n\n"
+	}
+	const same = "Multi-Arch: same\n"
+	f := look(t, tree{"var/lib/dpkg/status": stanza("dpkg", "amd64", "1.21.23", "install ok installed") +
+		stanza("linux-image-amd64", "amd64", "6.1.176-1", "hold ok installed") +
+		stanza("libnvidia-ml1", "amd64", "535.309.01-1", "install ok installed", same) +
+		stanza("libnvidia-ml1", "i386", "535.309.01-1", "install ok installed", same) +
+		stanza("dkms", "all", "3.0.10-8", "install ok triggers-pending", "Triggers-Pending: /usr/lib/x\n") +
+		stanza("nvidia-driver", "amd64", "470.1-1", "deinstall ok config-files", "Config-Version: 470.1-1\n") +
+		stanza("bash", "amd64", "5.2-2", "install ok installed") +
+		stanza("vim", "amd64", "9.0-1", "hold ok installed") +
+		stanza("postfix", "amd64", "3.8-1", "install ok half-configured", "Config-Version: 3.8-1\n") +
+		stanza("broken", "amd64", "1-1", "install reinstreq half-installed"),
+		"var/lib/dpkg/info/":     "",
+		"var/lib/dpkg/triggers/": "",
+		"usr/bin/dkms":           "#!/bin/sh\n",
+	}.write(t))
+	want := map[string]string{"dpkg": "1.21.23", "linux-image-amd64": "6.1.176-1", "libnvidia-ml1": "535.309.01-1", "libnvidia-ml1:i386": "535.309.01-1", "vim": "9.0-1"}
+	if fmt.Sprint(f.Packages) != fmt.Sprint(want) {
+		t.Errorf("packages: %v", f.Packages)
+	}
+	if want := []string{"broken (half-installed)", "dkms (triggers-pending)", "postfix (half-configured)"}; !slices.Equal(f.Broken, want) {
+		t.Errorf("broken: %q", f.Broken)
+	}
+	if want := []string{"linux-image-amd64", "vim"}; !slices.Equal(f.Held, want) {
+		t.Errorf("held: %q", f.Held)
+	}
+	if want := []string{"linux-image-amd64"}; !slices.Equal(f.Kernel.Meta, want) {
+		t.Errorf("meta packages: %q", f.Kernel.Meta)
+	}
+}
