@@ -41,7 +41,8 @@ type Facts struct {
 }
 
 // moduleNames are the kernel modules that Loaded and Loadable tell of, with underscores as lsmod prints them.
-// "nova" is the file name of nova_drm in the first kernels that had it.
+// "nova" is what nova_drm was called in the first kernels that had it (drivers/gpu/drm/nova/Makefile: nova.o
+// before nova-drm.o), and counts as nova_drm too.
 var moduleNames = []string{
 	"nouveau", "nova_core", "nova_drm", "nova", "nvidiafb",
 	"nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm", "vfio_pci",

@@ -341,6 +341,7 @@ func (r *reader) readLoaded(s section) error {
 	for _, l := range s.lines {
 		r.f.Loaded[l.text] = true
 	}
+	r.f.Loaded["nova_drm"] = r.f.Loaded["nova_drm"] || r.f.Loaded["nova"]
 	return nil
 }
 
@@ -442,8 +443,13 @@ func (r *reader) readOffered(s section) error {
 		}
 	}
 	// apt calls a package that is installed, and that no source has any more, a candidate as well.
+	type exact struct{ name, version string }
+	held := map[exact]bool{}
+	for _, o := range r.f.Offers {
+		held[exact{o.Package, o.Version}] = true
+	}
 	for name, version := range r.f.Offered {
-		if !slices.ContainsFunc(r.f.Offers, func(o Offer) bool { return o.Package == name && o.Version == version }) {
+		if !held[exact{name, version}] {
 			delete(r.f.Offered, name)
 		}
 	}
@@ -627,10 +633,11 @@ func (r *reader) readUnits(s section) error {
 		}
 	}
 	flush()
+	_, upstart := r.f.Tools["initctl"]
 	switch {
 	case systemd:
 		r.f.Init.Name = "systemd"
-	case r.id["init"] == "init" && r.hasFile("/etc/init"):
+	case r.id["init"] == "init" && upstart:
 		r.f.Init.Name = "upstart"
 	case r.id["init"] == "init":
 		r.f.Init.Name = "sysv"
@@ -878,6 +885,7 @@ func (r *reader) nextModules() {
 			f.Loadable[name] = true
 		}
 	}
+	f.Loadable["nova_drm"] = f.Loadable["nova_drm"] || f.Loadable["nova"]
 	for _, at := range []string{"/boot/config-" + k.Next, "/lib/modules/" + k.Next + "/config"} {
 		l := r.first("compiler:" + at)
 		if l == "" {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"gpuguest/internal/action"
 	"gpuguest/internal/facts"
@@ -32,26 +31,26 @@ func (p Plan) Text(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 		}
 	}
 	b.WriteString("\n")
-	tab := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	wide := 0
+	for _, it := range p.Items() {
+		wide = max(wide, len(it.ID))
+	}
 	n := 0
 	for i, s := range p.Segments {
 		if i > 0 {
-			tab.Flush()
-			fmt.Fprintf(&b, "  -- %s --\n", p.cut(i))
+			fmt.Fprintf(&b, "     -- %s --\n", p.cut(i))
 		}
 		for _, it := range s.Items {
 			n++
-			fmt.Fprintf(tab, "%3d\t%s\t%s\t%s\n", n, it.ID, it.Title, state(it, outcomes))
+			fmt.Fprintf(&b, "%3d  %-*s  %s (%s)\n", n, wide, it.ID, it.Title, state(it, outcomes))
 			if o, asked := outcomes[it.ID]; asked && o.Met {
 				continue
 			}
 			for _, a := range it.Actions {
-				tab.Flush()
-				fmt.Fprintf(&b, "       %s\n", describe(a))
+				fmt.Fprintf(&b, "     %-*s  - %s\n", wide, "", describe(a))
 			}
 		}
 	}
-	tab.Flush()
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -59,7 +58,7 @@ func (p Plan) Text(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 func (p Plan) cut(segment int) string {
 	for _, it := range p.Segments[segment-1].Items {
 		if it.AtBoot {
-			return "reboot, unless every step marked (at boot) was met already"
+			return "reboot, unless all that takes effect at boot was met already"
 		}
 	}
 	return "no reboot needed"
@@ -71,7 +70,7 @@ func state(it Item, outcomes map[steps.ID]Outcome) string {
 	case asked && o.Met:
 		return "met"
 	case it.AtBoot:
-		return "to do (at boot)"
+		return "to do, takes effect at the next boot"
 	case it.Actions == nil:
 		return "to prove"
 	}

@@ -1,0 +1,217 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// limits are the time limits of one attempt to connect.
+type limits struct {
+	tcp       time.Duration
+	handshake time.Duration // from TCP's connect to the login, for each hop; the user's typing is not counted
+	record    bool          // new host keys are written to known_hosts
+}
+
+func defaultLimits(c Config) limits {
+	// A guest on a busy or emulated machine takes seconds for a key exchange and its PAM stack.
+	return limits{tcp: c.connectTimeout(), handshake: 2 * c.connectTimeout(), record: true}
+}
+
+// ciphers puts AES-GCM first: with Go's assembly it costs the client half of ChaCha20-Poly1305's time.
+var ciphers = []string{
+	ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherChaCha20Poly1305,
+	ssh.CipherAES128CTR, ssh.CipherAES192CTR, ssh.CipherAES256CTR,
+}
+
+func joinHostPort(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
+
+func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, error) {
+	hops, err := resolve(cfg)
+	if err != nil {
+		return nil, &Error{Kind: ErrUnreachable, Host: cfg.Host, Err: err, hint: "look at --host and the ssh_config file"}
+	}
+	last := hops[len(hops)-1]
+	c := &Conn{cfg: cfg, host: cfg.Host, user: last.user, secrets: sec, dead: make(chan struct{})}
+	if last.user == "root" {
+		c.priv.mode = privRoot
+	}
+	var clients []*ssh.Client
+	fail := func(err error) (*Conn, error) {
+		for i := len(clients) - 1; i >= 0; i-- {
+			_ = clients[i].Close()
+		}
+		if c.wire != nil {
+			_ = c.wire.Close()
+		}
+		return nil, err
+	}
+	for _, h := range hops {
+		var nc net.Conn
+		var err error
+		if len(clients) == 0 {
+			d := net.Dialer{Timeout: lim.tcp, KeepAlive: -1}
+			nc, err = d.DialContext(ctx, "tcp", h.addr())
+			if err == nil {
+				c.wire = newWireConn(nc)
+				nc = c.wire
+			}
+		} else {
+			nc, err = dialThrough(ctx, clients[len(clients)-1], h.addr(), lim.tcp)
+		}
+		if err != nil {
+			return fail(unreachable(ctx, h, err))
+		}
+		client, err := handshake(ctx, nc, h, cfg, sec, lim)
+		if err != nil {
+			_ = nc.Close()
+			return fail(err)
+		}
+		clients = append(clients, client)
+	}
+	c.client = clients[len(clients)-1]
+	c.jumps = clients[:len(clients)-1]
+	c.watch(cfg.keepalive())
+	return c, nil
+}
+
+// dialThrough opens a connection from a jump host. The jump host's own sshd has no time limit of use.
+func dialThrough(ctx context.Context, via *ssh.Client, addr string, limit time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return via.DialContext(ctx, "tcp", addr)
+}
+
+// handshake speaks SSH until logged in. A forwarded port accepts while the guest behind it is down, and
+// ssh.ClientConfig.Timeout covers TCP only: so a clock of its own closes the connection.
+func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets, lim limits) (*ssh.Client, error) {
+	var mu sync.Mutex
+	expired := false
+	clock := time.AfterFunc(lim.handshake, func() {
+		mu.Lock()
+		expired = true
+		mu.Unlock()
+		_ = nc.Close()
+	})
+	defer clock.Stop()
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
+	defer stop()
+
+	keys := hostKeys{hop: h, notice: cfg.notice, record: lim.record}
+	db, err := keys.database()
+	if err != nil {
+		return nil, &Error{Kind: ErrHostKey, Host: h.name, Msg: "known_hosts", Err: err, hint: "correct or remove the file that is named"}
+	}
+	l := &login{ctx: ctx, hop: h, cfg: cfg, secrets: sec, pause: func() func() {
+		clock.Stop()
+		return func() { clock.Reset(lim.handshake) }
+	}}
+	methods, agentConn := l.methods()
+	if agentConn != nil {
+		defer agentConn.Close()
+	}
+	var keyErr error
+	keyOK := false
+	cc := &ssh.ClientConfig{
+		Config:            ssh.Config{Ciphers: ciphers},
+		User:              h.user,
+		Auth:              methods,
+		HostKeyAlgorithms: keys.algorithms(db),
+		ClientVersion:     "SSH-2.0-gpuguest",
+		BannerCallback:    func(string) error { return nil },
+		HostKeyCallback: func(_ string, remote net.Addr, key ssh.PublicKey) error {
+			keyErr = keys.check(db, remote, key)
+			keyOK = keyErr == nil
+			return keyErr
+		},
+	}
+	conn, chans, reqs, err := ssh.NewClientConn(nc, h.addr(), cc)
+	if err == nil {
+		return ssh.NewClient(conn, chans, reqs), nil
+	}
+	mu.Lock()
+	late := expired
+	mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		return nil, &Error{Kind: ErrUnreachable, Host: h.name, Err: context.Cause(ctx)}
+	case keyErr != nil:
+		return nil, keyErr
+	case late:
+		return nil, &Error{Kind: ErrUnreachable, Host: h.name,
+			Msg:  "no SSH server answered on " + h.addr() + " within " + lim.handshake.String(),
+			hint: "a forwarded port accepts while the guest behind it is down: is the guest running, and its sshd?"}
+	case keyOK && !isBroken(err):
+		hint := "give a key with -i, load one into the agent, or log in as another user"
+		if h.user == "root" {
+			hint += "; many images refuse root: try the image's own user, gpuguest uses sudo"
+		}
+		return nil, &Error{Kind: ErrAuth, Host: h.name, Msg: "login as " + h.user + " refused (" + l.said() + ")", Err: shortAuth(err), hint: hint}
+	default:
+		return nil, &Error{Kind: ErrUnreachable, Host: h.name, Msg: "SSH handshake with " + h.addr(), Err: err,
+			hint: "does an SSH server listen there? It may still be starting, or refuse many connections at once (MaxStartups)"}
+	}
+}
+
+// shortAuth drops the library's list of method names, which said() tells better, and keeps anything else,
+// such as a server's "Too many authentication failures" or a failed prompt.
+func shortAuth(err error) error {
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(inner) {
+		err = inner
+	}
+	if strings.HasPrefix(err.Error(), "ssh: unable to authenticate") {
+		return nil
+	}
+	return err
+}
+
+// isBroken reports an error of the connection rather than of what was said over it.
+func isBroken(err error) bool {
+	var ne net.Error
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.As(err, &ne)
+}
+
+func unreachable(ctx context.Context, h hop, err error) error {
+	e := &Error{Kind: ErrUnreachable, Host: h.name, Err: err}
+	if cause := context.Cause(ctx); cause != nil {
+		e.Err = cause
+		return e
+	}
+	var dns *net.DNSError
+	var oce *ssh.OpenChannelError
+	switch {
+	case errors.As(err, &dns):
+		e.Msg = "unknown host " + h.host
+		e.hint = "check the name, or give it a HostName in ssh_config"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		e.Msg = "connection to " + h.addr() + " refused"
+		e.Err = nil
+		e.hint = "is this the right port, and does sshd run in the guest?"
+	case errors.As(err, &oce):
+		e.Msg = "the jump host cannot connect to " + h.addr()
+		e.hint = "is the address right as seen from the jump host, and may it forward (AllowTcpForwarding)?"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		e.Msg = "no answer from " + h.addr()
+		e.Err = nil
+		e.hint = "is the guest running, and does a firewall let port " + strconv.Itoa(h.port) + " through?"
+	default:
+		e.Msg = "connect to " + h.addr()
+		e.hint = "check the address and the route to it"
+	}
+	return e
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}

@@ -1,0 +1,604 @@
+package guest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pkg/sftp"
+)
+
+// File is a local file that is to be in the guest.
+type File struct {
+	Path   string      // absolute path in the guest
+	Mode   fs.FileMode // permission bits; 0: 0644
+	Owner  string      // "user" or "user:group"; "": root:root
+	Size   int64       // bytes
+	SHA256 string      // lower-case hex; "": worked out by reading the file once more
+	Open   func() (io.ReadSeekCloser, error)
+
+	Progress func(done, total int64) // called from several goroutines, done only grows; may be nil
+}
+
+// PutResult says what it took.
+type PutResult struct {
+	Skipped bool  // the guest had the file already
+	Sent    int64 // bytes sent by this call
+	Resumed int64 // bytes found in the guest from an interrupted call, and verified
+}
+
+const (
+	// sftpPacket is the largest payload with which a write request stays below OpenSSH's limit of 256 KiB for
+	// a message (SFTP_MAX_MSG_LENGTH in sftp-common.h).
+	sftpPacket = 261120
+	// sftpAhead requests in flight for each of two writers on a channel cover sshd's 2 MiB channel window.
+	sftpAhead = 6
+
+	windowBytes     = 2 << 20 // sshd's channel window: what one stream can have under way
+	assumedRate     = 300e6   // bytes a second that the way to a guest may carry
+	maxStreams      = 8
+	streamsEach     = 2 // channels on one connection; more share one TCP send buffer and gain nothing
+	nearby          = 5 * time.Millisecond
+	minChunk        = 4 << 20
+	maxChunk        = 32 << 20
+	parallelFrom    = 16 << 20
+	stagingDir      = ".gpuguest-upload"
+	chunksAimedFor  = 32
+	writersEach     = 2 // on a channel: while one waits for its last answer, the other keeps the window full
+	tempNameMark    = ".gpuguest-"
+	tempNameHashLen = 12
+)
+
+// putFunctions is what both scripts need: a SHA-256 that uses the CPU's instructions where OpenSSL is there
+// (four times as fast as coreutils'), and the stamp, which makes the look at a file already there cheap.
+const putFunctions = `state=${GPUGUEST_STATE:-/var/lib/gpuguest}
+fail() { echo "gpuguest-put: $*" >&2; exit 95; }
+if printf x | openssl dgst -sha256 -r >/dev/null 2>&1; then
+	sum() { openssl dgst -sha256 -r | cut -c1-64; }
+else
+	sum() { sha256sum | cut -c1-64; }
+fi
+stat_of() { stat -c '%s %Y %Z %i' "$1"; }
+stamp() {
+	(umask 077; mkdir -p "$state/stamps" && echo "$(stat_of "$1") $2" >"$state/stamps/$3.new" &&
+		mv "$state/stamps/$3.new" "$state/stamps/$3") 2>/dev/null || :
+}
+dress() { chmod "$2" "$1" && chown "$3" "$1"; }
+`
+
+// putLook answers with lines "same", "free BYTES", "part SIZE", "chunk INDEX SHA256".
+const putLook = putFunctions + `path=$1 part=$2 size=$3 sha=$4 chunk=$5 mode=$6 owner=$7 key=$8 stage=$9
+[ ! -d "$path" ] || fail "$path is a directory"
+if [ -f "$path" ] && [ ! -L "$path" ]; then
+	if [ "$(cat "$state/stamps/$key" 2>/dev/null)" = "$(stat_of "$path") $sha" ]; then
+		found=$sha
+	elif [ "$(stat -c %s "$path")" = "$size" ]; then
+		found=$(sum <"$path")
+	else
+		found=
+	fi
+	if [ "$found" = "$sha" ]; then
+		if [ "$(stat -c '%a %U:%G' "$path")" != "$mode $owner" ]; then
+			why=$(dress "$path" "$mode" "$owner" 2>&1) || fail "$why"
+		fi
+		stamp "$path" "$sha" "$key"
+		echo same
+		exit 0
+	fi
+fi
+dir=${path%/*}
+why=$(mkdir -p "${dir:-/}" 2>&1) || fail "$why"
+echo "free $(df -Pk "${dir:-/}" | awk 'NR == 2 { print $4 * 1024 }')"
+if [ "$stage" = 0 ]; then
+	why=$( (umask 077; : >>"$part") 2>&1) || fail "$why"
+else
+	echo "free $(df -Pk "${part%/*}" | awk 'NR == 2 { print $4 * 1024 }')"
+fi
+[ -f "$part" ] || exit 0
+have=$(stat -c %s "$part")
+if [ "$have" -gt "$size" ]; then
+	: >"$part"
+	have=0
+fi
+echo "part $have"
+i=0
+while [ $((i * chunk)) -lt "$have" ]; do
+	echo "chunk $i $(dd if="$part" bs="$chunk" skip="$i" count=1 2>/dev/null | sum)"
+	i=$((i + 1))
+done
+`
+
+// putFinish gives the complete file its owner, mode and name, on disk before it has the name.
+const putFinish = putFunctions + `path=$1 part=$2 size=$3 sha=$4 mode=$5 owner=$6 key=$7 stage=$8
+[ "$(stat -c %s "$part")" = "$size" ] || fail "the file has $(stat -c %s "$part") bytes, not $size"
+new=$part
+if [ "$stage" = 1 ]; then
+	new=${path%/*}/.${path##*/}.gpuguest-new
+	why=$( (umask 077; cat "$part" >"$new") 2>&1) || { rm -f "$new"; fail "$why"; }
+	[ "$(sum <"$new")" = "$sha" ] || { rm -f "$new"; fail "the file changed on its way from $part"; }
+fi
+why=$(dress "$new" "$mode" "$owner" 2>&1) || fail "$why"
+sync "$new" 2>/dev/null || sync
+why=$(mv -f "$new" "$path" 2>&1) || fail "$why"
+[ "$stage" = 0 ] || { rm -f "$part"; rmdir "${part%/*}" 2>/dev/null || :; }
+stamp "$path" "$sha" "$key"
+`
+
+var hexSHA256 = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// Put makes the guest have the file. It is there completely or not at all, whatever interrupts; an
+// interrupted Put goes on with what had arrived, block by block, each checked by its SHA-256. A login user
+// who is not root uploads to a directory of its own, and root moves the file from there.
+func (c *Conn) Put(ctx context.Context, f File) (PutResult, error) {
+	p, err := c.planPut(ctx, f)
+	if err != nil {
+		return PutResult{}, err
+	}
+	defer p.close()
+	if err := p.look(ctx); err != nil || p.res.Skipped {
+		return p.res, err
+	}
+	if err := p.upload(ctx); err != nil {
+		return p.res, p.explain(ctx, err)
+	}
+	return p.res, p.finish(ctx)
+}
+
+// put is one Put under way.
+type put struct {
+	conn  *Conn
+	file  File
+	part  string // where the bytes go first
+	stage bool   // part is in the login user's staging directory
+	mode  string
+	owner string
+	key   string // names the stamp
+	chunk int64
+
+	sftp    *sftp.Client
+	missing []int64 // chunks to send
+	done    atomic.Int64
+	sent    atomic.Int64
+	res     PutResult
+}
+
+func (c *Conn) planPut(ctx context.Context, f File) (*put, error) {
+	if !path.IsAbs(f.Path) || path.Clean(f.Path) != f.Path || f.Path == "/" || strings.ContainsAny(f.Path, "\x00\n") {
+		return nil, fmt.Errorf("%s: put %q: not an absolute, clean path", c.host, f.Path)
+	}
+	if f.SHA256 == "" {
+		sum, err := hashFile(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		f.SHA256 = sum
+	}
+	if !hexSHA256.MatchString(f.SHA256) {
+		return nil, fmt.Errorf("%s: put %s: %q is no SHA-256", c.host, f.Path, f.SHA256)
+	}
+	if f.Mode == 0 {
+		f.Mode = 0o644
+	}
+	if f.Owner == "" {
+		f.Owner = "root:root"
+	}
+	if !strings.Contains(f.Owner, ":") {
+		f.Owner += ":" + f.Owner
+	}
+	key := sha256.Sum256([]byte(f.Path))
+	p := &put{conn: c, file: f, mode: strconv.FormatUint(uint64(f.Mode.Perm()), 8), owner: f.Owner,
+		key: hex.EncodeToString(key[:16])}
+	p.chunk = min(max(f.Size/chunksAimedFor, minChunk), maxChunk)
+	name := "." + path.Base(f.Path) + tempNameMark + f.SHA256[:tempNameHashLen]
+	p.part = path.Join(path.Dir(f.Path), name)
+	if c.privilege().mode != privRoot {
+		p.stage = true
+		if err := p.open(ctx); err != nil {
+			return nil, err
+		}
+		err := c.do(ctx, func() error {
+			home, err := p.sftp.RealPath(".")
+			if err != nil {
+				return err
+			}
+			dir := path.Join(home, stagingDir)
+			_ = p.sftp.Mkdir(dir) // it may be there; Chmod tells whether it is ours
+			if err := p.sftp.Chmod(dir, 0o700); err != nil {
+				return fmt.Errorf("%s: %w", dir, err)
+			}
+			p.part = path.Join(dir, name)
+			return nil
+		}, p.close)
+		if err != nil {
+			p.close()
+			return nil, p.explain(ctx, err)
+		}
+	}
+	return p, nil
+}
+
+func hashFile(ctx context.Context, f File) (string, error) {
+	r, err := f.Open()
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, readerFunc(func(b []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, context.Cause(ctx)
+		}
+		return r.Read(b)
+	}))
+	if err != nil {
+		return "", err
+	}
+	if n != f.Size {
+		return "", fmt.Errorf("put %s: the local file has %d bytes, not %d", f.Path, n, f.Size)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func (p *put) close() {
+	if p.sftp != nil {
+		_ = p.sftp.Close()
+	}
+}
+
+func openSFTP(ctx context.Context, c *Conn) (*sftp.Client, error) {
+	var s *sftp.Client
+	err := c.do(ctx, func() (err error) {
+		s, err = sftp.NewClient(c.client,
+			sftp.MaxPacketUnchecked(sftpPacket),
+			sftp.UseConcurrentWrites(true),
+			sftp.MaxConcurrentRequestsPerFile(64))
+		return err
+	}, func() {})
+	if err != nil && s != nil {
+		_ = s.Close()
+		s = nil
+	}
+	return s, err
+}
+
+func (p *put) open(ctx context.Context) error {
+	if p.sftp != nil {
+		return nil
+	}
+	s, err := openSFTP(ctx, p.conn)
+	if err != nil {
+		return p.explain(ctx, err)
+	}
+	p.sftp = s
+	return nil
+}
+
+func (p *put) stageArg() string {
+	if p.stage {
+		return "1"
+	}
+	return "0"
+}
+
+func (p *put) script(ctx context.Context, script string, args ...string) (string, error) {
+	var stdout, stderr capture
+	stdout.max, stderr.max = maxStdout, maxStderr
+	res, err := p.conn.exec(ctx, call{script: script, args: args, stdout: &stdout, stderr: &stderr})
+	if err != nil {
+		return "", err
+	}
+	if res.Exit != 0 {
+		words := strings.TrimSpace(string(stderr.bytes()))
+		if i := strings.LastIndex(words, "gpuguest-put: "); i >= 0 {
+			words = words[i+len("gpuguest-put: "):]
+		}
+		if res.Exit != 95 { // 95 is the scripts' own, and its words say it all
+			words = fmt.Sprintf("exit %d: %s", res.Exit, words)
+		}
+		return "", fmt.Errorf("%s: put %s: %w", p.conn.host, p.file.Path, oneLine(words))
+	}
+	return string(stdout.bytes()), nil
+}
+
+// look asks the guest what it has.
+func (p *put) look(ctx context.Context) error {
+	f := p.file
+	out, err := p.script(ctx, putLook, f.Path, p.part, strconv.FormatInt(f.Size, 10), f.SHA256,
+		strconv.FormatInt(p.chunk, 10), p.mode, p.owner, p.key, p.stageArg())
+	if err != nil {
+		return err
+	}
+	free := int64(-1)
+	have := map[int64]string{}
+	for _, line := range strings.Split(out, "\n") {
+		w := strings.Fields(line)
+		switch {
+		case len(w) == 1 && w[0] == "same":
+			p.res.Skipped = true
+			return nil
+		case len(w) == 2 && w[0] == "free":
+			n, err := strconv.ParseFloat(w[1], 64) // awk may print a large number as 1.2e+12
+			if err == nil && (free < 0 || int64(n) < free) {
+				free = int64(n)
+			}
+		case len(w) == 3 && w[0] == "chunk":
+			if i, err := strconv.ParseInt(w[1], 10, 64); err == nil {
+				have[i] = w[2]
+			}
+		}
+	}
+	if err := p.compare(ctx, have); err != nil {
+		return err
+	}
+	if need := f.Size - p.res.Resumed; free >= 0 && need > free {
+		return p.noSpace(free, need)
+	}
+	return nil
+}
+
+func (p *put) noSpace(free, need int64) error {
+	return &Error{Kind: ErrNoSpace, Host: p.conn.host,
+		Msg:  fmt.Sprintf("put %s: %d MiB free, %d MiB needed", p.file.Path, free>>20, (need+1<<20-1)>>20),
+		hint: "make room in the guest and run the same command again; what has arrived is kept"}
+}
+
+// compare decides which chunks are to be sent: those whose hash in the guest is not the local one.
+func (p *put) compare(ctx context.Context, have map[int64]string) error {
+	n := (p.file.Size + p.chunk - 1) / p.chunk
+	var local io.ReadSeekCloser
+	if len(have) > 0 {
+		var err error
+		if local, err = p.file.Open(); err != nil {
+			return err
+		}
+		defer local.Close()
+	}
+	for i := range n {
+		if theirs, ok := have[i]; ok {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			h := sha256.New()
+			if _, err := local.Seek(i*p.chunk, io.SeekStart); err != nil {
+				return err
+			}
+			if _, err := io.CopyN(h, local, p.length(i)); err != nil {
+				return fmt.Errorf("put %s: read the local file: %w", p.file.Path, err)
+			}
+			if hex.EncodeToString(h.Sum(nil)) == theirs {
+				p.res.Resumed += p.length(i)
+				continue
+			}
+		}
+		p.missing = append(p.missing, i)
+	}
+	p.done.Store(p.res.Resumed)
+	return nil
+}
+
+// length is the size of chunk i; the last one may be shorter.
+func (p *put) length(i int64) int64 { return min(p.chunk, p.file.Size-i*p.chunk) }
+
+// streams is how many channels are worth their set-up: as many windows as the way holds bytes.
+func streams(size int64, rtt time.Duration) int {
+	if size < parallelFrom || rtt < nearby {
+		return 1
+	}
+	n := int(assumedRate*rtt.Seconds()/windowBytes) + 1
+	return min(n, maxStreams)
+}
+
+// rtt measures one round trip.
+func (c *Conn) rtt(ctx context.Context) (time.Duration, error) {
+	start := time.Now()
+	err := c.do(ctx, func() error {
+		_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
+		return err
+	}, func() {})
+	return time.Since(start), err
+}
+
+// upload sends the missing chunks. Further connections join as they come up; one that does not come up
+// only costs speed.
+func (p *put) upload(ctx context.Context) error {
+	if len(p.missing) == 0 && p.file.Size > 0 {
+		return nil
+	}
+	if err := p.open(ctx); err != nil {
+		return err
+	}
+	if p.file.Size == 0 {
+		return p.conn.do(ctx, func() error {
+			f, err := p.sftp.OpenFile(p.part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		}, p.close)
+	}
+	size := int64(0)
+	for _, i := range p.missing {
+		size += p.length(i)
+	}
+	n := 1
+	if size >= parallelFrom {
+		d, err := p.conn.rtt(ctx)
+		if err != nil {
+			return err
+		}
+		n = streams(size, d)
+	}
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	queue := make(chan int64, len(p.missing))
+	for _, i := range p.missing {
+		queue <- i
+	}
+	close(queue)
+	var left atomic.Int64
+	left.Store(int64(len(p.missing)))
+	extra, stopExtra := context.WithCancel(ctx)
+
+	work := func(c *Conn, s *sftp.Client, writers int) {
+		var g sync.WaitGroup
+		for range writers {
+			g.Go(func() {
+				err := c.do(ctx, func() error { return p.write(s, queue, &left, stopExtra) }, func() { _ = s.Close() })
+				if err != nil {
+					cancel(err)
+				}
+			})
+		}
+		g.Wait()
+	}
+	channel := func(c *Conn) {
+		s, err := openSFTP(extra, c)
+		if err != nil {
+			return
+		}
+		defer s.Close()
+		work(c, s, writersEach)
+	}
+	var all sync.WaitGroup
+	all.Go(func() { work(p.conn, p.sftp, writersEach) })
+	if n > 1 {
+		all.Go(func() { channel(p.conn) })
+	}
+	for opened := streamsEach; opened < n; opened += streamsEach {
+		channels := min(streamsEach, n-opened)
+		all.Go(func() {
+			c, err := p.conn.Redial(extra)
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			var g sync.WaitGroup
+			for range channels {
+				g.Go(func() { channel(c) })
+			}
+			g.Wait()
+		})
+	}
+	all.Wait()
+	p.res.Sent = p.sent.Load()
+	failed := ctx.Err() != nil
+	cause := context.Cause(ctx)
+	stopExtra()
+	cancel(nil)
+	if failed {
+		return cause
+	}
+	if left.Load() > 0 {
+		return errors.New("upload incomplete")
+	}
+	return nil
+}
+
+// write sends chunks from the queue until it is empty. When the last one has been taken, connections still
+// on their way are called off.
+func (p *put) write(s *sftp.Client, queue <-chan int64, left *atomic.Int64, lastTaken func()) error {
+	first, ok := <-queue
+	if !ok {
+		lastTaken()
+		return nil
+	}
+	local, err := p.file.Open()
+	if err != nil {
+		return err
+	}
+	defer local.Close()
+	remote, err := s.OpenFile(p.part, os.O_WRONLY|os.O_CREATE)
+	if err != nil {
+		return err
+	}
+	defer remote.Close()
+	for i, ok := first, true; ok; i, ok = <-queue {
+		off := i * p.chunk
+		if _, err := local.Seek(off, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := remote.Seek(off, io.SeekStart); err != nil {
+			return err
+		}
+		want := p.length(i)
+		n, err := remote.ReadFromWithConcurrency(&counted{r: io.LimitReader(local, want), p: p}, sftpAhead)
+		if err != nil {
+			return err
+		}
+		if n != want {
+			return fmt.Errorf("the local file is shorter than %d bytes", p.file.Size)
+		}
+		left.Add(-1)
+	}
+	lastTaken()
+	return nil
+}
+
+// counted reports progress as the bytes are taken; that is ahead of the guest by what is under way.
+type counted struct {
+	r io.Reader
+	p *put
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.p.sent.Add(int64(n))
+	done := c.p.done.Add(int64(n))
+	if c.p.file.Progress != nil && n > 0 {
+		c.p.file.Progress(done, c.p.file.Size)
+	}
+	return n, err
+}
+
+// explain finds the reason of a failed upload. OpenSSH's server has the single word "failure" for a full
+// disk, so the guest is asked.
+func (p *put) explain(ctx context.Context, err error) error {
+	c := p.conn
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	select {
+	case <-c.dead:
+		return c.lost(nil)
+	default:
+	}
+	if errors.Is(err, sftp.ErrSSHFxConnectionLost) {
+		return c.lost(err)
+	}
+	var status *sftp.StatusError
+	if errors.As(err, &status) {
+		out, derr := p.script(ctx, `df -Pk "$1" | awk 'NR == 2 { print $4 * 1024 }'`, path.Dir(p.part))
+		need := p.file.Size - p.done.Load() + windowBytes
+		if free, perr := strconv.ParseFloat(strings.TrimSpace(out), 64); derr == nil && perr == nil && int64(free) < need {
+			return p.noSpace(int64(free), need)
+		}
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	return fmt.Errorf("%s: put %s: %w", c.host, p.file.Path, err)
+}
+
+// finish gives the file its name. A connection that is lost here leaves the part, or the finished file.
+func (p *put) finish(ctx context.Context) error {
+	f := p.file
+	_, err := p.script(ctx, putFinish, f.Path, p.part, strconv.FormatInt(f.Size, 10), f.SHA256, p.mode, p.owner, p.key, p.stageArg())
+	return err
+}

@@ -1,0 +1,156 @@
+package plan
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
+	"gpuguest/steps"
+)
+
+var update = flag.Bool("update", false, "write the goldens anew; read the difference in review")
+
+// goldens name a recording in testdata/guests, a wish, and by that a golden in testdata/plans.
+var goldens = []struct {
+	name, guest string
+	want        choice.Want
+}{
+	{"debian11-k80-distro", "debian11-k80", choice.Want{Source: choice.SourceDistro}},
+	{"debian12-gtx1050ti", "debian12-gtx1050ti-nouveau", choice.Want{}},
+	{"debian12-gtx1050ti-realloc-hold", "debian12-gtx1050ti-nouveau", choice.Want{KernelArgs: []string{"pci=realloc"}, HoldKernel: true}},
+	{"debian12-gtx1050ti-mirror", "debian12-gtx1050ti-nouveau", choice.Want{Mirror: "http://mirror.example/cuda", KeyringSHA256: strings.Repeat("ab", 32)}},
+	{"debian12-t4-installed", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro}},
+	{"debian12-no-gpu", "debian12-no-gpu", choice.Want{NoGPU: true, Devices: []string{"10de:1eb8"}}},
+	{"debian12-bar1-0m", "debian12-bar1-0m", choice.Want{KernelArgs: []string{"pci=realloc"}}},
+	{"debian13-t4", "debian13-t4", choice.Want{}},
+	{"debian13-t4-distro-proprietary", "debian13-t4", choice.Want{Source: choice.SourceDistro, Flavor: choice.FlavorProprietary}},
+	{"ubuntu2004-gtx750", "ubuntu2004-gtx750", choice.Want{}},
+	{"ubuntu2204-v100", "ubuntu2204-v100", choice.Want{}},
+	{"ubuntu2204-a100-secureboot", "ubuntu2204-a100-secureboot", choice.Want{}},
+	{"ubuntu2204-t4-runfile", "ubuntu2204-t4-runfile-oldkey", choice.Want{}},
+	{"ubuntu2204-a10-vgpu", "ubuntu2204-a10-vgpu", choice.Want{}},
+	{"ubuntu2404-b200", "ubuntu2404-b200", choice.Want{}},
+	{"ubuntu2404-gh200-arm64", "ubuntu2404-gh200-arm64", choice.Want{}},
+	{"ubuntu2404-h100-595", "ubuntu2404-h100", choice.Want{Driver: "595"}},
+	{"ubuntu2404-l4-next-kernel", "ubuntu2404-l4-next-kernel", choice.Want{}},
+	{"ubuntu2404-t4-locked", "ubuntu2404-t4-locked", choice.Want{}},
+	{"ubuntu2604-rtxpro6000-nova", "ubuntu2604-rtxpro6000-nova", choice.Want{}},
+	{"debian12-two-generations", "debian12-two-generations", choice.Want{}},
+	{"debian12-t4-secureboot", "debian12-t4-secureboot", choice.Want{}},
+	{"debian12-readonly", "debian12-readonly", choice.Want{}},
+	{"debian12-k80-and-l4", "debian12-k80-and-l4", choice.Want{}},
+	{"rocky9-l4", "rocky9-l4", choice.Want{}},
+	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
+}
+
+func guestFacts(t testing.TB, name string) facts.Facts {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("..", "..", "testdata", "guests", name+".txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := facts.Parse(raw)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return f
+}
+
+func build(f facts.Facts, w choice.Want) (Plan, error) {
+	in, err := Input(f, w)
+	if err != nil {
+		return Plan{}, err
+	}
+	return Build(in, steps.Install())
+}
+
+// TestPlansOfRecordedGuests holds the plan of every recording, or its refusal, against a golden.
+func TestPlansOfRecordedGuests(t *testing.T) {
+	for _, g := range goldens {
+		t.Run(g.name, func(t *testing.T) {
+			f := guestFacts(t, g.guest)
+			p, err := build(f, g.want)
+			var text, shell bytes.Buffer
+			if err != nil {
+				text.WriteString("refused: " + err.Error() + "\n")
+			} else {
+				if err := p.Text(&text, f, nil); err != nil {
+					t.Fatal(err)
+				}
+				if err := p.Shell(&shell); err != nil {
+					t.Fatal(err)
+				}
+				text.WriteString("\n")
+				for _, it := range p.Items() {
+					text.WriteString("== " + string(it.ID) + "\n" + it.Check + "\n")
+					for _, a := range it.Actions {
+						text.WriteString("-- " + describe(a) + "\n" + actionScript(a) + "\n")
+					}
+				}
+			}
+			golden := filepath.Join("..", "..", "testdata", "plans", g.name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, text.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(text.Bytes(), want) {
+				t.Errorf("plan differs from %s (go test ./internal/plan -update rewrites it):\n%s", golden, text.String())
+			}
+			checkShell(t, shell.Bytes())
+		})
+	}
+}
+
+// checkShell has the machine's own sh read a plan.
+func checkShell(t *testing.T, script []byte) {
+	t.Helper()
+	if len(script) == 0 {
+		return
+	}
+	cmd := exec.Command("/bin/sh", "-n")
+	cmd.Stdin = bytes.NewReader(script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("sh -n: %v\n%s", err, out)
+	}
+}
+
+func TestTheSamePlanForTheSameGuest(t *testing.T) {
+	f := guestFacts(t, "debian12-gtx1050ti-nouveau")
+	var first []byte
+	for range 20 {
+		p, err := build(f, choice.Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		if err := p.JSON(&b, f, nil); err != nil {
+			t.Fatal(err)
+		}
+		if first == nil {
+			first = b.Bytes()
+		}
+		if !bytes.Equal(first, b.Bytes()) {
+			t.Fatal("two plans of one guest differ")
+		}
+	}
+}
+
+func BenchmarkPlanForOneGuest(b *testing.B) {
+	f := guestFacts(b, "debian12-gtx1050ti-nouveau")
+	for b.Loop() {
+		if _, err := build(f, choice.Want{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,256 @@
+package plan
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gpuguest/distros"
+	"gpuguest/internal/action"
+	"gpuguest/internal/sh"
+	"gpuguest/steps"
+)
+
+// filePackages is a package manager whose installed packages are the lines of a file.
+type filePackages struct {
+	distros.Manager
+	file string
+}
+
+func (f filePackages) List() string   { return "sort " + sh.Quote(f.file) }
+func (f filePackages) Manual() string { return ":" }
+
+// guestDir is a folder that stands for a guest: gpuguest's state, a package list and files.
+type guestDir struct {
+	t              *testing.T
+	dir, state     string
+	packages, file string
+}
+
+func newGuestDir(t *testing.T) guestDir {
+	t.Helper()
+	if _, err := os.Stat("/proc/sys/kernel/random/boot_id"); err != nil {
+		t.Skip("the step library reads Linux's boot_id")
+	}
+	d := t.TempDir()
+	g := guestDir{t: t, dir: d, state: filepath.Join(d, "state"), packages: filepath.Join(d, "packages"), file: filepath.Join(d, "etc", "it's.conf")}
+	if err := os.MkdirAll(filepath.Dir(g.file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g.write(g.packages, "bash 5\n")
+	return g
+}
+
+func (g guestDir) write(path, text string) {
+	g.t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+func (g guestDir) read(path string) string {
+	g.t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// run carries out one item's script with the machine's own sh.
+func (g guestDir) run(it Item) (code int, out string) {
+	g.t.Helper()
+	p := Plan{Distro: distros.Distro{Packages: filePackages{file: g.packages}}}
+	cmd := exec.Command("/bin/sh")
+	cmd.Stdin = strings.NewReader(p.Script(it))
+	cmd.Env = append(os.Environ(), "GPUGUEST_STATE="+g.state)
+	var b bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &b, &b
+	if err := cmd.Run(); err != nil {
+		if cmd.ProcessState == nil {
+			g.t.Fatal(err)
+		}
+	}
+	return cmd.ProcessState.ExitCode(), b.String()
+}
+
+func (g guestDir) events() []string {
+	g.t.Helper()
+	var found []string
+	for line := range strings.Lines(g.read(filepath.Join(g.state, "journal"))) {
+		var r struct{ Event, Step string }
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			found = append(found, "torn")
+			continue
+		}
+		found = append(found, r.Event+" "+r.Step)
+	}
+	return found
+}
+
+func (g guestDir) item(script string) Item {
+	return Item{
+		ID: "demo", Title: "demo", AtBoot: true,
+		Check:   `[ -e ` + sh.Quote(g.file) + ` ] || { echo "it's missing"; exit 1; }`,
+		Actions: []action.Action{action.Run{Title: "do it's work", Script: script}},
+	}
+}
+
+func wantEvents(t *testing.T, got []string, want ...string) {
+	t.Helper()
+	if strings.Join(got, "; ") != strings.Join(want, "; ") {
+		t.Errorf("journal holds %q, want %q", got, want)
+	}
+}
+
+func TestScriptActsOnceAndThenFindsItMet(t *testing.T) {
+	g := newGuestDir(t)
+	it := g.item("echo content | put " + sh.Quote(g.file) + " 0600")
+	if code, out := g.run(it); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	code, out := g.run(it)
+	if code != 0 || !strings.Contains(out, "gpuguest: already so") {
+		t.Fatalf("second run: exit %d: %s", code, out)
+	}
+	wantEvents(t, g.events(), "begin demo", "end demo")
+	if !strings.Contains(g.read(filepath.Join(g.state, "journal")), `"at_boot":true`) {
+		t.Error("the journal does not say that the change waits for a boot")
+	}
+}
+
+func TestScriptExitsAsTheActionThatFailed(t *testing.T) {
+	g := newGuestDir(t)
+	code, out := g.run(g.item("false\necho this must not run"))
+	if code != 1 || strings.Contains(out, "must not run") {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	code, _ = g.run(g.item("exit 100"))
+	if code != 100 {
+		t.Fatalf("exit %d, want 100", code)
+	}
+	wantEvents(t, g.events(), "begin demo", "failed demo", "begin demo", "failed demo")
+}
+
+func TestScriptTellsWorkThatMissedItsAim(t *testing.T) {
+	g := newGuestDir(t)
+	code, out := g.run(g.item("true"))
+	if code != NotMet || !strings.Contains(out, "gpuguest: applied, but it's missing") {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+}
+
+func TestPutKeepsWhatWasThereBeforeTheFirstWrite(t *testing.T) {
+	g := newGuestDir(t)
+	other := filepath.Join(g.dir, "etc", "other")
+	g.write(g.file, "the owner's\n")
+	it := g.item("echo first | put " + sh.Quote(g.file) + " 0644\necho second | put " + sh.Quote(g.file) + " 0644\necho new | put " + sh.Quote(other) + " 0640")
+	it.Check = "[ -e " + sh.Quote(other) + " ]"
+	if code, out := g.run(it); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	if got := g.read(g.file); got != "second\n" {
+		t.Errorf("the file holds %q", got)
+	}
+	if got := g.read(filepath.Join(g.state, "before", "files") + g.file); got != "the owner's\n" {
+		t.Errorf("kept is %q", got)
+	}
+	if _, err := os.Stat(filepath.Join(g.state, "before", "absent") + other); err != nil {
+		t.Error("it is not recorded that the other file was not there")
+	}
+	info, err := os.Stat(other)
+	if err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	left, _ := filepath.Glob(filepath.Join(g.dir, "etc", "*gpuguest*"))
+	if len(left) > 0 {
+		t.Errorf("temporary files are left: %q", left)
+	}
+}
+
+func TestPackagesThatAStepAddsAreInTheLedger(t *testing.T) {
+	g := newGuestDir(t)
+	it := g.item("printf 'bash 6\\ndkms 3\\n' >" + sh.Quote(g.packages) + "\ntouch " + sh.Quote(g.file))
+	it.Actions = []action.Action{action.Run{Title: "install", Script: it.Actions[0].(action.Run).Script, Packages: true}}
+	if code, out := g.run(it); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	if got := g.read(filepath.Join(g.state, "packages")); got != "added dkms - 3\nchanged bash 5 6\n" {
+		t.Errorf("the ledger holds %q", got)
+	}
+}
+
+// TestPowerCutInThePackageManagerLosesNoPackageFromTheLedger leaves the bracket open, as a power cut does,
+// and lets the next step close it.
+func TestPowerCutInThePackageManagerLosesNoPackageFromTheLedger(t *testing.T) {
+	g := newGuestDir(t)
+	cut := g.item("printf 'bash 5\\ngcc 12\\n' >" + sh.Quote(g.packages) + "\nkill -9 $PPID 2>/dev/null; kill -9 $$")
+	cut.Actions = []action.Action{action.Run{Title: "install", Script: strings.Replace(cut.Actions[0].(action.Run).Script, "kill -9 $PPID 2>/dev/null; ", "", 1), Packages: true}}
+	g.run(cut)
+	if _, err := os.Stat(filepath.Join(g.state, "bracket")); err != nil {
+		t.Fatal("the cut left no open bracket, so this test tests nothing")
+	}
+	again := g.item("printf 'bash 5\\ngcc 12\\ndkms 3\\n' >" + sh.Quote(g.packages) + "; touch " + sh.Quote(g.file))
+	again.Actions = []action.Action{action.Run{Title: "install", Script: again.Actions[0].(action.Run).Script, Packages: true}}
+	if code, out := g.run(again); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	if got := g.read(filepath.Join(g.state, "packages")); got != "added gcc - 12\nadded dkms - 3\n" {
+		t.Errorf("the ledger holds %q", got)
+	}
+}
+
+func TestTornJournalLineCostsItselfOnly(t *testing.T) {
+	g := newGuestDir(t)
+	if err := os.MkdirAll(g.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	g.write(filepath.Join(g.state, "journal"), `{"time":"2026-`)
+	if code, out := g.run(g.item("touch " + sh.Quote(g.file))); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	wantEvents(t, g.events(), "torn", "begin demo", "end demo")
+}
+
+func TestChecksTellEachOutcomeAndPassOverFreshOnes(t *testing.T) {
+	items := []Item{
+		{ID: "one", Check: "echo fine"},
+		{ID: "two", Check: "echo no luck\necho twice >&2\nexit 3"},
+		{ID: "three", Check: "echo --n three 0\nfalse"},
+		{ID: "four", Check: "true", Fresh: true},
+	}
+	out, err := exec.Command("/bin/sh", "-c", Checks(items, "--nonce")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got := ParseChecks(string(out), "--nonce")
+	for id, want := range map[steps.ID]Outcome{
+		"one":   {ID: "one", Met: true, Why: "fine"},
+		"two":   {ID: "two", Why: "no luck\ntwice"},
+		"three": {ID: "three", Why: "--n three 0"},
+	} {
+		if got[id] != want {
+			t.Errorf("%s: %+v, want %+v", id, got[id], want)
+		}
+	}
+	if _, asked := got["four"]; asked {
+		t.Error("a step that needs a fresh boot was asked although work before it is open")
+	}
+}
+
+func FuzzParseChecks(f *testing.F) {
+	f.Add("fine\n--nonce one 0\n", "--nonce")
+	f.Add("--nonce", "--nonce")
+	f.Add("", "")
+	f.Fuzz(func(t *testing.T, out, nonce string) {
+		for id, o := range ParseChecks(out, nonce) {
+			if o.ID != id {
+				t.Errorf("%q is filed under %q", o.ID, id)
+			}
+		}
+	})
+}
