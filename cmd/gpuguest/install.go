@@ -90,7 +90,7 @@ func (a *app) converge(ctx context.Context, b bootFlags, makePlan func(facts.Fac
 	}
 	ui := newUI(a.err, a.host)
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Tell: ui.tell,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Tell: ui.tell, Hint: knownCause,
 		Owner: owner(), LockWait: b.busyWait,
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
 		Patience: 5 * time.Minute,
