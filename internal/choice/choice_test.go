@@ -306,7 +306,11 @@ func TestMakeRefuses(t *testing.T) {
 func TestEveryGPUGetsADriverThatDrivesItOrARefusal(t *testing.T) {
 	served := map[string]int{}
 	for as := range kernels {
+		i := 0
 		for g := range catalog.GPUs() {
+			if i++; i%9 != 0 && as != "debian:12" && as != "ubuntu:22.04" {
+				continue // these two have offers for every kind of GPU; the others are sampled
+			}
 			f, d := guest(t, as, "10de:"+g.Device)
 			c, err := Make(f, d, Want{})
 			var r *Refusal
@@ -347,7 +351,7 @@ func TestEveryGPUGetsADriverThatDrivesItOrARefusal(t *testing.T) {
 // wants are many wishes, sensible and not.
 func wants() []Want {
 	var all []Want
-	for _, driver := range []string{"", "470", "535", "580", "580.95.05", "595", "616", "620", "999"} {
+	for _, driver := range []string{"", "470", "535", "580", "580.95.05", "595", "620", "999"} {
 		for _, flavor := range []string{"", FlavorOpen, FlavorProprietary} {
 			for _, source := range []string{"", SourceNVIDIA, SourceDistro} {
 				for _, modules := range []string{"", ModulesDKMS, ModulesPrecompiled} {
@@ -432,7 +436,10 @@ func TestTheNearestIsPossibleAndAChoiceIsWhatWasAskedFor(t *testing.T) {
 func TestASecondRunChoosesWhatTheFirstInstalled(t *testing.T) {
 	for as := range kernels {
 		for _, gpu := range []string{k80, v100, t4, rtx5090} {
-			for _, w := range wants() {
+			for i, w := range append(wants(), Want{Driver: "616"}) {
+				if i%3 == 1 {
+					continue // --modules dkms says what is so anyway
+				}
 				f, d := guest(t, as, gpu)
 				first, err := Make(f, d, w)
 				if err != nil {

@@ -504,25 +504,13 @@ func (r *request) kernelObjection(c candidate) string {
 	if limit := c.branch.KernelBelow; limit != "" && compareKernels(r.kernel, limit) >= 0 {
 		return fmt.Sprintf("the modules of branch %d do not build for kernels from %s on, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
-	if limit := openKernel(*c.branch); c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
+	if limit := c.branch.OpenKernel; c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
 		return fmt.Sprintf("the open modules of branch %d need kernel %s or newer, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
 	if strings.Contains(r.kernel, "-rt-") || strings.HasSuffix(r.kernel, "-rt") || strings.HasSuffix(r.kernel, "-realtime") {
 		return "NVIDIA's modules do not build for a PREEMPT_RT kernel, and " + r.kernel + " starts next"
 	}
 	return ""
-}
-
-// openKernel is the oldest kernel the open modules of a branch build for. Where the table does not know, it
-// is at least that of the branch before: no branch has brought an older kernel back.
-func openKernel(b catalog.Branch) string {
-	limit := ""
-	for _, o := range catalog.Branches() {
-		if o.Number <= b.Number && o.OpenKernel != "" {
-			limit = o.OpenKernel
-		}
-	}
-	return limit
 }
 
 func (r *request) repoObjection(c candidate) string {
@@ -541,6 +529,9 @@ func (r *request) packagesObjection(c candidate) string {
 		if p := r.marks[source]; p != "" && source != c.offer.Source {
 			return fmt.Sprintf("the guest has driver packages of %s (%s), and those of two sources break each other: stay with --source %s, or uninstall them first", r.sourceName(source), p, source)
 		}
+	}
+	if len(r.f.Packages)+len(r.f.Offered) == 0 {
+		return ""
 	}
 	for _, p := range r.expand(c, c.offer.Packages) {
 		have := upstream(r.f.Packages[p])
@@ -594,6 +585,9 @@ func (r *request) secureBootObjection(c candidate) string {
 // installed tells whether a candidate is what the guest has. Packages for one kernel do not count: a new
 // kernel that has none yet is no other choice.
 func (r *request) installed(c candidate) bool {
+	if len(r.f.Packages) == 0 {
+		return false
+	}
 	any := false
 	for _, p := range distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number}) {
 		v, ok := r.f.Packages[p]
