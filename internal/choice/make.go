@@ -441,6 +441,20 @@ func (r *request) archived(c candidate) string {
 	return ""
 }
 
+// present returns the version of a candidate that the guest has, "" when it has it not. What an archive
+// offers is no promise: its lists may be refreshed before anything is installed from it.
+func (r *request) present(c candidate) string {
+	if !c.here {
+		return ""
+	}
+	for _, p := range r.expand(c, c.offer.Packages) {
+		if v := upstream(r.f.Packages[p]); v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
 // upstream cuts a package version to the driver version in it; "" when it holds none (a kernel's package).
 func upstream(v string) string {
 	if n, err := catalog.BranchOf(v); err != nil || n < 300 {
@@ -615,7 +629,7 @@ func (r *request) choose(c candidate) Choice {
 	o := *c.offer
 	ch := Choice{
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
-		Version: cmp.Or(r.wish.version, r.archived(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
+		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
 		Module: o.Module, DKMSName: o.DKMSName, Signed: o.Signed, Persistence: o.Persistence,
 		License: LicenseProprietary, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
 	}
