@@ -35,6 +35,7 @@ type Want struct {
 
 	Mirror        string   // URL that replaces the source's own, without the repository directory: the mirror's counterpart of …/compute/cuda/repos (nvidia) or of the distribution's archive (distro)
 	KeyringSHA256 string   // of the mirror's keyring package when it is not NVIDIA's own
+	KeyringSent   bool     // the keyring package is sent by the client and not fetched by the guest
 	KernelArgs    []string // extra kernel arguments
 	HoldKernel    bool
 	NoGPU         bool     // the guest has no GPU: prove what can be proved
