@@ -298,17 +298,6 @@ func has(b catalog.Branch, flavor string) bool {
 
 // lookAround lists what there is: in the sources and in the guest.
 func (r *request) lookAround() {
-	branches := catalog.Branches()
-	for i := range r.d.Offers {
-		for j := range branches {
-			c := candidate{offer: &r.d.Offers[i], branch: &branches[j]}
-			if c.offer.Serves(c.branch.Number, r.f.Arch) && has(*c.branch, c.offer.Flavor) {
-				c.here = r.installed(c)
-				r.all = append(r.all, c)
-			}
-		}
-	}
-	slices.SortStableFunc(r.all, r.compare)
 	r.marks = map[string]string{}
 	for source, patterns := range r.d.Marks {
 		for p := range r.f.Packages {
@@ -322,6 +311,17 @@ func (r *request) lookAround() {
 			}
 		}
 	}
+	branches := catalog.Branches()
+	for i := range r.d.Offers {
+		for j := range branches {
+			c := candidate{offer: &r.d.Offers[i], branch: &branches[j]}
+			if c.offer.Serves(c.branch.Number, r.f.Arch) && has(*c.branch, c.offer.Flavor) {
+				c.here = r.installed(c)
+				r.all = append(r.all, c)
+			}
+		}
+	}
+	slices.SortStableFunc(r.all, r.compare)
 }
 
 // compare puts the better candidate first. What the guest already has comes before everything: a second
@@ -596,24 +596,26 @@ func (r *request) secureBootObjection(c candidate) string {
 		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; a guest without a console cannot confirm an enrolment of its own"
 }
 
-// installed tells whether a candidate is what the guest has. Packages for one kernel do not count: a new
-// kernel that has none yet is no other choice.
+// installed tells whether a candidate is what the guest has: all its packages, or, where somebody put in
+// more or less than we would, the first, which carries the modules, along with others of the same source
+// alone. Packages for one kernel do not count: a new kernel that has none yet is no other choice.
 func (r *request) installed(c candidate) bool {
 	if len(r.f.Packages) == 0 {
 		return false
 	}
-	any := false
-	for _, p := range distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number}) {
-		v, ok := r.f.Packages[p]
-		if !ok || v == "" {
-			return false
-		}
-		if b, err := catalog.BranchOf(upstream(v)); err == nil && b != c.branch.Number {
-			return false
-		}
-		any = true
+	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number})
+	have := func(p string) bool {
+		v := r.f.Packages[p]
+		b, err := catalog.BranchOf(upstream(v))
+		return v != "" && (err != nil || b == c.branch.Number)
 	}
-	return any
+	if len(names) == 0 || !have(names[0]) {
+		return false
+	}
+	if r.marks[c.offer.Source] != "" && len(r.marks) == 1 {
+		return true
+	}
+	return !slices.ContainsFunc(names, func(p string) bool { return !have(p) })
 }
 
 func (r *request) expand(c candidate, templates []string) []string {
@@ -741,6 +743,8 @@ func (r *request) why(c candidate) []string {
 		say("Flavor %s: %s needs it.", c.offer.Flavor, r.limiting(func(g GPU) bool { return g.Flavor == r.flavor }))
 	case r.wish.flavor != "":
 		say("Flavor %s: asked for.", c.offer.Flavor)
+	case c.here:
+		say("Flavor %s: the guest has it already.", c.offer.Flavor)
 	case preferred(c):
 		say("Flavor %s: the default of branch %d for GPUs that both drive.", c.offer.Flavor, c.branch.Number)
 	default:
@@ -749,6 +753,8 @@ func (r *request) why(c candidate) []string {
 	switch {
 	case r.wish.modules != "":
 		say("Modules %s: asked for.", c.offer.Modules)
+	case c.here:
+		say("Modules %s: the guest has them so already.", c.offer.Modules)
 	case c.offer.Modules == ModulesPrecompiled && r.enforced():
 		say("Modules precompiled: Secure Boot is enforced, and these are signed.")
 	case c.offer.Modules == ModulesPrecompiled:
