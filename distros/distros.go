@@ -106,6 +106,9 @@ type Persistence struct {
 	Package string // installed with the driver packages
 	Unit    string // "nvidia-persistenced.service"
 	User    string // the unprivileged account it runs as, "" unknown: ask the unit
+	// DropIn is what /etc/systemd/system/<Unit>.d/ must hold for the unit to start at boot with persistence
+	// mode on; "" when the unit does so by itself, as far as is known.
+	DropIn string
 }
 
 // Names are the values that templates are filled with.
