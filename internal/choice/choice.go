@@ -50,7 +50,7 @@ type Want struct {
 type Choice struct {
 	Source, Flavor, Modules string
 	Branch                  int                 // 580
-	Version                 string              // full version when one was asked for or the source has only one; "" newest of the branch
+	Version                 string              // the full version asked for, else the one the guest has of this very driver, else "": the newest of the branch
 	Packages                []string            // driver packages to install, names only, in order
 	Pin                     []string            // packages that pin the branch, installed before
 	Headers                 []string            // header packages for the next kernel and those after; nil with precompiled modules
