@@ -32,6 +32,7 @@ type Item struct {
 	Check   string          // POSIX sh; exit 0: met
 	Actions []action.Action // nil: the step only verifies
 	AtBoot  bool            // its change takes effect at the next boot
+	Replan  bool            // once it was brought about, the plan is made anew
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Hint    string
 }
@@ -75,7 +76,7 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		if s.Check == nil {
 			continue
 		}
-		item := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Fresh: s.Fresh, Hint: s.Hint}
+		item := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Replan: s.Replan, Fresh: s.Fresh, Hint: s.Hint}
 		if s.Apply != nil {
 			item.Actions = s.Apply(in)
 		}
