@@ -96,14 +96,16 @@ func (v Verdict) Tried(fix string) Verdict {
 }
 
 // On is the verdict for a machine that runs with the kernel command line given: fixes that are kernel
-// arguments and stand there already count as tried.
+// arguments and stand there already count as tried, and so do those before them.
 func (v Verdict) On(cmdline string) Verdict {
-	for v.Fix != "" {
-		arg, ok := strings.CutPrefix(v.Fix, kernelArg)
-		if !ok || !hasArg(cmdline, arg) {
-			return v
+	c, err := loaded()
+	if err != nil || c.byID[v.ID] == nil {
+		return v
+	}
+	for _, fix := range slices.Backward(c.byID[v.ID].Fixes) {
+		if arg, ok := strings.CutPrefix(fix, kernelArg); ok && hasArg(cmdline, arg) {
+			return v.Tried(fix)
 		}
-		v = v.Tried(v.Fix)
 	}
 	return v
 }
