@@ -108,8 +108,8 @@ func load() (*catalogue, error) {
 		if err != nil {
 			return nil, fmt.Errorf("signatures.tsv:%d: %w", n+2, err)
 		}
-		if s.literals = required(tree.Simplify()); len(s.literals) == 0 {
-			return nil, fmt.Errorf("signatures.tsv:%d: %s: no text stands in every line that the pattern matches", n+2, s.ID)
+		if s.literals = required(tree.Simplify()); shortest(s.literals) < coreSize {
+			return nil, fmt.Errorf("signatures.tsv:%d: %s: no text of %d bytes stands in every line that the pattern matches", n+2, s.ID, coreSize)
 		}
 		for group := 1; group <= s.re.NumSubexp(); group++ {
 			if strings.Contains(s.Cause+s.Remedy, fmt.Sprintf("${%d}", group)) {

@@ -117,28 +117,29 @@ func (r *reader) part(data []byte, last bool) int {
 			if len(data) < bufferSize {
 				return 0
 			}
-			if r.c.matcher.first(data) >= 0 {
-				r.line(data, r.lines+1)
-			}
+			r.line(data, r.lines+1)
 			return len(data) - overlap
 		}
 	}
 	at, counted, number := 0, 0, r.lines
 	for at < end {
-		pos := r.c.matcher.first(data[at:end])
-		if pos < 0 {
+		place := at + r.c.matcher.skim(data[at:end])
+		if place == end {
 			break
 		}
-		pos += at
-		from := at + bytes.LastIndexByte(data[at:pos-1], '\n') + 1
-		text, next, whole := logical(data[:end], from, pos)
-		if !whole && !last && from > 0 {
-			end = from
-			break
+		from := at + bytes.LastIndexByte(data[at:place], '\n') + 1
+		next := lineEnd(data[:end], place)
+		if r.c.matcher.holds(data[from:next]) {
+			text, after, whole := logical(data[:end], from, next)
+			if !whole && !last && from > 0 {
+				end = from
+				break
+			}
+			number += bytes.Count(data[counted:from], newline)
+			counted = from
+			r.line(text, number+1)
+			next = after
 		}
-		number += bytes.Count(data[counted:from], newline)
-		counted = from
-		r.line(text, number+1)
 		at = next
 	}
 	r.lines = number + bytes.Count(data[counted:end], newline)
@@ -147,12 +148,11 @@ func (r *reader) part(data []byte, last bool) int {
 
 var newline = []byte{'\n'}
 
-// logical is the line that begins at from and holds the byte before pos, and where the next one begins. A
+// logical is the line between from and next, and where the one after it begins. A
 // message of NVIDIA's installer on a terminal is wrapped at 80 columns, its further lines set in under the
 // first, sometimes with an empty line between; such a message is one line. It is not whole if data ends
 // before another further line could have been ruled out.
-func logical(data []byte, from, pos int) (text []byte, next int, whole bool) {
-	next = lineEnd(data, pos)
+func logical(data []byte, from, next int) (text []byte, after int, whole bool) {
 	text = bytes.TrimRight(data[from:next], "\r\n")
 	if !bytes.HasPrefix(text, []byte(markError)) && !bytes.HasPrefix(text, []byte(markWarning)) {
 		return text, next, true

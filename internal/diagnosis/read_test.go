@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -318,7 +319,18 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// 200 MB in under 2 seconds and 64 MB, the figures of the issue; at rest this takes well under one.
+// used is the processor time this process has taken. The tests run beside others, so the clock on the wall
+// says more of those than of the reader.
+func used(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// 200 MB in under 2 seconds and 64 MB are the issue's figures.
 func TestTwoHundredMegabytesAreReadInTwoSecondsAndLittleMemory(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		t.Skip("measures time")
@@ -328,14 +340,14 @@ func TestTwoHundredMegabytesAreReadInTwoSecondsAndLittleMemory(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	start := time.Now()
+	start, began := used(t), time.Now()
 	found, err := Read("big", src)
-	took := time.Since(start)
+	took := used(t) - start
 	runtime.ReadMemStats(&after)
 	if err != nil || len(found) == 0 {
 		t.Fatalf("%v %v", found, err)
 	}
-	t.Logf("%v, %d KB allocated in all", took, (after.TotalAlloc-before.TotalAlloc)>>10)
+	t.Logf("%v of processor time, %v on the clock, %d KB allocated in all", took, time.Since(began), (after.TotalAlloc-before.TotalAlloc)>>10)
 	if after.TotalAlloc-before.TotalAlloc > 64<<20 {
 		t.Errorf("%d MB allocated", (after.TotalAlloc-before.TotalAlloc)>>20)
 	}
@@ -347,10 +359,12 @@ func TestTwoHundredMegabytesAreReadInTwoSecondsAndLittleMemory(t *testing.T) {
 func BenchmarkRead(b *testing.B) {
 	for name, every := range map[string]int{"plain": 0, "usual": 500, "everyLineKnown": 1} {
 		b.Run(name, func(b *testing.B) {
+			src := newStream(0, every)
 			b.SetBytes(200 << 20)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := Read("big", newStream(200<<20, every)); err != nil {
+				src.left = 200 << 20
+				if _, err := Read("big", src); err != nil {
 					b.Fatal(err)
 				}
 			}
