@@ -187,15 +187,33 @@ func Rank(verdicts []Verdict) []Verdict {
 	return sorted
 }
 
-// Cause is the verdict that a text, such as the last lines of a command that failed, ranks first; false when
-// the text tells of no failure that the catalogue knows.
+// Cause is the verdict on a text such as the output of a command that failed: of what such a command says, the
+// last failure is what stopped it, and what explains that one ranks first. An earlier failure that does not
+// explain it, say a package source that could not be reached and was not needed, is passed over. It is false
+// when the text tells of no failure that the catalogue knows.
 func Cause(text string) (Verdict, bool) {
+	c, err := loaded()
+	if err != nil {
+		return Verdict{}, false
+	}
 	// A reader over a string fails only on broken gzip, and what was read before that still counts.
 	found, _ := Read("", strings.NewReader(text))
-	if ranked := Rank(found); len(ranked) > 0 && ranked[0].Severity != Info {
-		return ranked[0], true
+	ranked := slices.DeleteFunc(Rank(found), func(v Verdict) bool { return v.Severity == Info })
+	if len(ranked) == 0 {
+		return Verdict{}, false
 	}
-	return Verdict{}, false
+	stopped := ranked[0]
+	for _, v := range ranked {
+		if v.Severity == stopped.Severity && v.Line > stopped.Line {
+			stopped = v
+		}
+	}
+	for _, v := range ranked {
+		if c.explains(v.ID, stopped.ID) {
+			return v, true
+		}
+	}
+	return stopped, true
 }
 
 var severities = []string{Fatal, Warn, Info}

@@ -388,3 +388,19 @@ func BenchmarkLoad(b *testing.B) {
 		}
 	}
 }
+
+func TestCauseIsOfWhatStoppedTheCommandAndNotOfWhatItGotOver(t *testing.T) {
+	locked := "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1307 (unattended-upgr)\n"
+	headers := "Error! Your kernel headers for kernel 6.1.0-18-amd64 cannot be found at /lib/modules/6.1.0-18-amd64/build or /lib/modules/6.1.0-18-amd64/source.\n"
+	summary := "E: Sub-process /usr/bin/dpkg returned an error code (1)\n"
+	script := "installed nvidia-kernel-dkms package post-installation script subprocess returned error exit status 1\n"
+	if v, _ := Cause(locked + "Setting up nvidia-kernel-dkms ...\n" + headers + script + summary); v.ID != "dkms-no-headers" {
+		t.Errorf("%v", v)
+	}
+	if v, _ := Cause(headers + locked); v.ID != "apt-lock" {
+		t.Errorf("%v", v)
+	}
+	if v, ok := Cause("Waiting for cache lock: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1307 (unattended-upgr)...\n"); ok {
+		t.Errorf("waiting is taken for a failure: %v", v)
+	}
+}
