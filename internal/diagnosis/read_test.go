@@ -178,7 +178,7 @@ func TestInstallerMessageIsOneLineHoweverItIsWrapped(t *testing.T) {
 func TestWhereTheStreamIsCutMakesNoDifference(t *testing.T) {
 	filler := strings.Repeat(strings.Repeat("x", 99)+"\n", bufferSize/50)
 	text := "ERROR: Unable to find the kernel source tree for the currently running\n       kernel.\nend\n" + bar1
-	for cut := -160; cut <= 10; cut += 3 {
+	for cut := -160; cut <= 10; cut += 7 {
 		pad := filler[:bufferSize+cut]
 		pad = pad[:len(pad)-1] + "\n"
 		want := strings.Count(pad, "\n")
@@ -272,7 +272,7 @@ func TestNothingAtAllIsNoFailure(t *testing.T) {
 
 func TestVerdictsStayFewHoweverLongTheLog(t *testing.T) {
 	var text strings.Builder
-	for i := range 20000 {
+	for i := range 1000 {
 		fmt.Fprintf(&text, "E: Unable to locate package nvidia-%d\nNVRM: Xid (PCI:%04x:01:00): 79, gone\n", i, i)
 	}
 	if found := read(t, text.String()); len(found) != 2*maxEach {
