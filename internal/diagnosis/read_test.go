@@ -44,7 +44,7 @@ func cmdline(args string) string {
 
 func TestCauseComesBeforeItsSymptoms(t *testing.T) {
 	top, ok := Cause(nodevices + bar1)
-	if !ok || top.ID != "bar-zero" || top.Line != 3 || !strings.Contains(top.Evidence, "BAR1 is 0M") {
+	if !ok || top.ID != "bar-zero" || top.Line != 3 || !strings.Contains(top.Evidence, "BAR1 is 0M") || !strings.HasPrefix(top.Hint(), "cause: BAR1 of the GPU at 0000:14:00.0 has no memory") {
 		t.Errorf("%v %v", ok, top)
 	}
 	if got := ids(Rank(read(t, nodevices+bar1))); !slices.Equal(got, []string{"bar-zero", "bar-invalid", "smi-no-devices"}) {
