@@ -5,7 +5,7 @@
 #
 # OWNER   one line that tells the next one who holds the guest
 # WAIT    seconds to wait for a busy lock
-# TOKEN   a word that ends the script's output: "TOKEN EXIT" on a line of its own, on stdout and on stderr
+# TOKEN   a word that ends the script's output: "TOKEN exit CODE" on a line of its own, on stdout and on stderr
 #
 # Lines for the client on stderr before the script runs: "TOKEN busy OWNER" while another holds the lock,
 # "TOKEN held OWNER" when the wait is over, "TOKEN error WORDS" when there can be no lock.
@@ -40,7 +40,7 @@ fi
 printf '%s\n' "$owner" >"$run/gpuguest.owner" 2>/dev/null
 sh -c "$script" gpuguest 9>&- </dev/null
 code=$?
-printf '\n%s %s\n' "$token" "$code" >&2
-printf '\n%s %s\n' "$token" "$code"
+printf '\n%s exit %s\n' "$token" "$code" >&2
+printf '\n%s exit %s\n' "$token" "$code"
 while [ -n "$(timeout "$silence" dd bs=1 count=1 2>/dev/null 9>&-)" ]; do :; done
 rm -f "$run/gpuguest.owner"

@@ -44,15 +44,17 @@ last_attempt() {
 	echo "$n"
 }
 
-# state_of DIR WAIT: sets st and code. WAIT is how many seconds a running job is waited for. The lock comes
-# first and the exit file second, because the keeper writes the exit file while it holds the lock. The
-# unit's own state is not asked: a unit that is gone reports success for a job that failed.
+# state_of DIR WAIT: sets st and code. WAIT is how many seconds a running job is waited for. The order matters:
+# the keeper takes the lock, writes pid, and writes exit before it gives the lock back; so pid is looked at
+# before the lock, and exit after it. The unit's own state is not asked: a unit that is gone reports success
+# for a job that failed.
 state_of() {
-	d=$1 st=lost code=
+	d=$1 st=lost code='' came_up=''
 	if [ ! -d "$d" ]; then
 		st=absent
 		return
 	fi
+	[ ! -s "$d/pid" ] || came_up=1
 	if [ -e "$d/lock" ]; then
 		flock -s -w "$2" "$d/lock" true
 		if [ $? = 1 ]; then
@@ -68,7 +70,7 @@ state_of() {
 		st=lost
 	elif [ "$(cat "$d/boot")" != "$(cat "$bootid")" ]; then
 		st=rebooted
-	elif [ ! -s "$d/pid" ] && [ -n "$(find "$d/boot" -mmin -1 2>/dev/null)" ]; then
+	elif [ -z "$came_up" ] && [ -n "$(find "$d/boot" -mmin -1 2>/dev/null)" ]; then
 		# Made a moment ago; its keeper has not come up yet.
 		st=running
 		[ "$2" = 0 ] || sleep 0.05 2>/dev/null || sleep 1
@@ -138,11 +140,17 @@ start)
 	flock -w 30 8 || fail "another gpuguest is starting a job"
 	n=$(last_attempt "$name")
 	if [ "$n" -gt 0 ]; then
-		if [ "$(cat "$jobs/$name/$n/token" 2>/dev/null)" = "$token" ] && [ -e "$jobs/$name/$n/boot" ]; then
+		dir=$jobs/$name/$n
+		if [ "$(cat "$dir/token" 2>/dev/null)" = "$token" ] && [ -s "$dir/boot" ]; then
+			# The starter of before may have been killed just before it launched the keeper. A second keeper
+			# does no harm: it finds the first one's pid.
+			if [ ! -s "$dir/pid" ] && [ "$(cat "$dir/boot")" = "$(cat "$bootid")" ]; then
+				launch "$dir" "gpuguest-$name-$n" 8>&- || fail "neither systemd-run nor setsid works here"
+			fi
 			exec 8>&-
 			follow "$name" "$n" "$offset"
 		fi
-		state_of "$jobs/$name/$n" 0
+		state_of "$dir" 0
 		if [ "$st" = running ]; then
 			exec 8>&-
 			follow "$name" "$n" "$offset"
@@ -159,10 +167,8 @@ start)
 d=$1
 exec 9>"$d/lock"
 # An observer may hold the lock for a moment, so it is waited for.
-if ! flock -w 10 9; then
-	echo "gpuguest: the job's lock is busy" >>"$d/log"
-	exit 1
-fi
+flock -w 10 9 || exit 1
+[ ! -s "$d/pid" ] || exit 0
 echo $$ >"$d/pid"
 # A signal does not end the keeper before the work: the lock says whether the work runs.
 trap : TERM HUP INT

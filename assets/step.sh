@@ -46,7 +46,7 @@ drop() {
 journal() {
 	mkdir -p "$S"
 	if [ -s "$S/journal" ] && [ -n "$(tail -c 1 "$S/journal")" ]; then echo >>"$S/journal"; fi
-	printf '{"time":"%s","boot":"%s",%s}\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$(cat /proc/sys/kernel/random/boot_id)" "$1" >>"$S/journal"
+	printf '{"time":"%s","boot":"%s",%s}\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$(cat "${GPUGUEST_BOOT_ID:-/proc/sys/kernel/random/boot_id}")" "$1" >>"$S/journal"
 	flush "$S/journal"
 }
 

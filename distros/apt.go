@@ -7,7 +7,8 @@ import (
 	"gpuguest/internal/sh"
 )
 
-// apt builds command lines for apt and dpkg, from apt 2.0 (Ubuntu 20.04) on.
+// apt builds command lines for apt and dpkg, from apt 2.0 (Ubuntu 20.04) on. No text it returns ends in a
+// newline, and each can stand in front of a redirection.
 type apt struct {
 	// root stands before dpkg's and apt's paths. It is "" but in tests.
 	root string
@@ -21,13 +22,13 @@ const common = "-y -q -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-conf
 // Recommends are left out: a driver metapackage needs its dependencies only, and what it recommends is a
 // desktop. Held packages and downgrades make apt-get fail, since no --allow option is given.
 func (a apt) Install(packages ...string) string {
-	return "apt-get install " + common + " --no-install-recommends -- " + sh.Join(packages...) + "\n"
+	return "apt-get install " + common + " --no-install-recommends -- " + sh.Join(packages...)
 }
 
 // A keyring package keeps its version from one repository to the next, so apt would skip it; and its
 // source list is a configuration file that a user may have deleted.
 func (a apt) InstallFile(path string) string {
-	return "apt-get install " + common + " --no-install-recommends --reinstall -o Dpkg::Options::=--force-confmiss -- " + sh.Quote(path) + "\n"
+	return "apt-get install " + common + " --no-install-recommends --reinstall -o Dpkg::Options::=--force-confmiss -- " + sh.Quote(path)
 }
 
 func (a apt) Purge(packages ...string) string {
@@ -40,13 +41,12 @@ done
 if [ $# -gt 0 ]; then
 	apt-get purge ` + common + ` --no-install-recommends -o APT::Get::AutomaticRemove=false -- "$@"
 fi
-)
-`
+)`
 }
 
-func (a apt) Hold(packages ...string) string { return "apt-mark hold " + sh.Join(packages...) + "\n" }
+func (a apt) Hold(packages ...string) string { return "apt-mark hold " + sh.Join(packages...) }
 func (a apt) Unhold(packages ...string) string {
-	return "apt-mark unhold " + sh.Join(packages...) + "\n"
+	return "apt-mark unhold " + sh.Join(packages...)
 }
 
 // dpkg --configure -a is the only thing that clears an interrupted dpkg run, and does nothing otherwise.
@@ -54,20 +54,42 @@ func (a apt) Repair() string {
 	return `dpkg --force-confdef --force-confold --configure -a
 if ! apt-get check -q -o DPkg::Lock::Timeout=600 >/dev/null 2>&1; then
 	apt-get install ` + common + ` --no-install-recommends --fix-broken
-fi
-`
+fi`
 }
 
 func (a apt) Installed(packages ...string) string {
 	return `dpkg-query -W -f='${Package} ${Version} ${db:Status-Status}\n' ` + sh.Join(packages...) +
-		` 2>/dev/null | awk '$3 == "installed" && !seen[$1]++ { print $1, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'
-`
+		` 2>/dev/null | awk '$3 == "installed" && !seen[$1]++ { print $1, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'`
 }
 
 func (a apt) Offered(packages ...string) string {
 	return `LC_ALL=C apt-cache policy ` + sh.Join(packages...) +
-		` | awk '/^[^ ]/ { p = $1; sub(/:$/, "", p) } $1 == "Candidate:" && $2 != "(none)" && !seen[p]++ { print p, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'
-`
+		` | awk '/^[^ ]/ { p = $1; sub(/:$/, "", p) } $1 == "Candidate:" && $2 != "(none)" && !seen[p]++ { print p, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'`
+}
+
+// Asking apt costs half a second, so the file it keeps the list in is looked for. Its name is the URI
+// without scheme, with some characters escaped and slashes turned into underscores (URItoFileName in
+// apt-pkg/contrib/strutl.cc).
+func (a apt) Fetched(uri string) string {
+	_, rest, found := strings.Cut(strings.TrimRight(uri, "/"), "://")
+	if !found {
+		_, rest, _ = strings.Cut(strings.TrimRight(uri, "/"), ":")
+	}
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		rest = rest[at+1:]
+	}
+	var name strings.Builder
+	for i := range len(rest) {
+		switch c := rest[i]; {
+		case c == '/':
+			name.WriteByte('_')
+		case c <= ' ' || c >= 0x7f || strings.IndexByte("\\|{}[]<>\"^~_=!@#$%^&*", c) >= 0:
+			fmt.Fprintf(&name, "%%%02x", c)
+		default:
+			name.WriteByte(c)
+		}
+	}
+	return `( set -- ` + sh.Quote(a.root+"/var/lib/apt/lists/"+name.String()+"_") + `*Packages*; [ -e "$1" ] )`
 }
 
 // apt-helper is there wherever apt is, which curl and wget are not, and it uses apt's own proxy settings.
@@ -84,8 +106,7 @@ echo ` + sh.Quote(strings.ToLower(sum)+"  "+dest+".part") + ` | sha256sum -c --s
 	exit 1
 }
 chmod 0644 ` + part + `
-mv -f ` + part + ` ` + sh.Quote(dest) + `
-`
+mv -f ` + part + ` ` + sh.Quote(dest)
 }
 
 // The kernel's table of locks is asked, as neither fuser nor lsof is on a stock guest. It knows files by
@@ -118,8 +139,7 @@ while :; do
 	left=$((left - 1))
 	sleep 1
 done
-)
-`
+)`
 }
 
 func (a apt) Quiet(script string) string {
@@ -137,8 +157,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 for t in $timers; do systemctl stop "$t"; done
 ` + strings.TrimRight(script, "\n") + `
-)
-`
+)`
 }
 
 // apt-get update ends well when a source could not be reached and badly when some source has no key, so
@@ -179,6 +198,5 @@ needed: "*)
 esac
 echo "other package sources did not refresh; going on without them:" >&2
 printf '%s\n' "$bad" | sed -n 's/^other: //p' >&2
-)
-`
+)`
 }

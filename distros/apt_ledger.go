@@ -2,50 +2,31 @@ package distros
 
 import "gpuguest/internal/sh"
 
-// A list's file name is its URI without the scheme and with every slash an underscore; apt-get
-// indextargets knows it for certain, whatever compression the file has.
-func (a apt) Fetched(uri string) string {
-	return `apt-get indextargets --format '$(REPO_URI) $(FILENAME)' 'Created-By: Packages' | {
-	fetched=
-	while read -r uri file; do
-		if [ "${uri%/}" = ` + sh.Quote(trimSlash(uri)) + ` ]; then
-			for f in "$file" "$file".*; do if [ -e "$f" ]; then fetched=1; fi; done
-		fi
-	done
-	[ -n "$fetched" ]
-}
-`
-}
-
-func trimSlash(uri string) string {
-	for len(uri) > 0 && uri[len(uri)-1] == '/' {
-		uri = uri[:len(uri)-1]
-	}
-	return uri
-}
-
 // dpkg --audit also warns of files it misses, which is no half-installed package; the status words are
 // what an interrupted run leaves. A package waiting for a trigger is finished by the next run of dpkg.
 func (a apt) Sound() string {
-	return `bad=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' | awk '$1 ~ /^(half-installed|half-configured|unpacked|triggers-awaited|triggers-pending)$/ { print $2 " is " $1 }')
+	return `(
+bad=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' | awk '$1 ~ /^(half-installed|half-configured|unpacked|triggers-awaited|triggers-pending)$/ { print $2 " is " $1 }')
 [ -z "$bad" ] || { printf '%s\n' "$bad"; exit 1; }
 updates=$(ls ` + sh.Quote(a.root+"/var/lib/dpkg/updates") + ` 2>/dev/null | grep '^[0-9]' || :)
 [ -z "$updates" ] || { echo "dpkg was interrupted"; exit 1; }
-`
+)`
 }
 
 // A package that is removed and keeps its configuration is listed too, as "name rc-version": purging is
 // part of taking it back.
 func (a apt) List() string {
-	return `dpkg-query -W -f='${db:Status-Status} ${binary:Package} ${Version}\n' | awk '$1 == "config-files" { print $2, "rc-" $3; next } $1 != "not-installed" { print $2, $3 }' | sort
-`
+	return `dpkg-query -W -f='${db:Status-Status} ${binary:Package} ${Version}\n' | awk '$1 == "config-files" { print $2, "rc-" $3; next } $1 != "not-installed" { print $2, $3 }' | LC_ALL=C sort`
 }
 
-func (a apt) Manual() string { return "apt-mark showmanual\n" }
+func (a apt) Manual() string { return "apt-mark showmanual" }
 
-func (a apt) Held() string { return "apt-mark showhold\n" }
+// dpkg is asked and not apt-mark, which reads every package list first.
+func (a apt) Held() string {
+	return `dpkg-query -W -f='${db:Status-Want} ${binary:Package}\n' | awk '$1 == "hold" { print $2 }'`
+}
 
 // A package on hold or another that needs the newer version makes it fail; nothing is forced.
 func (a apt) Downgrade(name, version string) string {
-	return "apt-get install " + common + " --no-install-recommends --allow-downgrades -- " + sh.Quote(name+"="+version) + "\n"
+	return "apt-get install " + common + " --no-install-recommends --allow-downgrades -- " + sh.Quote(name+"="+version)
 }

@@ -111,3 +111,7 @@ func short(t *testing.T, d time.Duration) context.Context {
 	t.Cleanup(cancel)
 	return ctx
 }
+
+func sudoPassword(p string) func(context.Context) ([]byte, error) {
+	return func(context.Context) ([]byte, error) { return []byte(p), nil }
+}

@@ -78,7 +78,7 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 		_ = sess.Close()
 		return Result{}, nil, err
 	}
-	stdout := &holdOutput{end: []byte("\n" + token + " "), capture: capture{max: maxStdout}}
+	stdout := &holdOutput{end: []byte("\n" + token + " exit "), capture: capture{max: maxStdout}}
 	stderr := &holdOutput{end: stdout.end, capture: capture{max: maxStderr}, line: func(s string) {
 		if owner, ok := strings.CutPrefix(s, token+" busy "); ok && wait > 0 {
 			c.cfg.notice(fmt.Sprintf("%s: held by %s; waiting up to %v", c.host, owner, spec.Wait))

@@ -50,7 +50,7 @@ if [ -e /run/cloud-init/enabled ]; then echo cloud; fi`
 const settleScript = `end=$(( $(cut -d. -f1 /proc/uptime) + $1 ))
 late() { [ "$(cut -d. -f1 /proc/uptime)" -ge "$end" ]; }
 s=
-if command -v systemctl >/dev/null 2>&1 && [ -d /run/systemd/system ]; then
+if command -v systemctl >/dev/null 2>&1 && [ -d "${GPUGUEST_SYSTEMD:-/run/systemd/system}" ]; then
 	while :; do
 		s=$(systemctl is-system-running 2>/dev/null)
 		case $s in starting | initializing) ;; *) break ;; esac

@@ -29,7 +29,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// Exec runs one command and returns its exit code. ctx ends when the client closes the channel.
+// Exec runs one command and returns its exit code. ctx ends when the client sends a signal or the server
+// stops. As with a real sshd, a lost connection only closes the command's input and output.
 type Exec func(ctx context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) int
 
 // Options say how the server is to behave. The zero value refuses every login.
@@ -60,6 +61,8 @@ type Server struct {
 	n    int // connections accepted
 	wg   sync.WaitGroup
 	done bool
+	ctx  context.Context // ends with the server
+	end  context.CancelFunc
 }
 
 // HostKey makes a host key.
@@ -83,6 +86,7 @@ func New(t testing.TB, opt Options) *Server {
 		opt.HostKeys = []ssh.Signer{HostKey(t)}
 	}
 	s := &Server{t: t, opt: opt, open: map[*faultConn]bool{}, cut: -1}
+	s.ctx, s.end = context.WithCancel(t.Context())
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -134,6 +138,7 @@ func (s *Server) stop() {
 	s.done = true
 	_ = s.ln.Close()
 	s.mu.Unlock()
+	s.end()
 	s.Cut()
 	s.wg.Wait()
 }
@@ -326,12 +331,12 @@ func forward(nc ssh.NewChannel) {
 }
 
 func (s *Server) session(ch ssh.Channel, reqs <-chan *ssh.Request, opt Options) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(s.ctx)
 	var wg sync.WaitGroup
 	defer func() {
-		cancel()
 		_ = ch.Close()
 		wg.Wait()
+		cancel()
 	}()
 	for r := range reqs {
 		switch r.Type {
@@ -422,7 +427,7 @@ type Shell struct {
 	t testing.TB
 }
 
-// NewShell makes the directories. Jobs still running at the test's end are waited for, up to 10 s.
+// NewShell makes the directories. What a job still does at the test's end it does in a directory that is gone.
 func NewShell(t testing.TB) *Shell {
 	t.Helper()
 	s := &Shell{Dir: t.TempDir(), t: t}
@@ -469,15 +474,14 @@ func (s *Shell) Exec(ctx context.Context, cmd string, stdin io.Reader, stdout, s
 	if err != nil {
 		return 126
 	}
-	// Pipes of our own: exec.Cmd would wait for a job's keeper only if it kept them open, and that is
-	// exactly what a real sshd does.
+	// As sshd does, Wait waits for everybody who has the output open: a job's keeper must not.
 	c.Stdout, c.Stderr = stdout, stderr
 	if err := c.Start(); err != nil {
 		fmt.Fprintln(stderr, err)
 		return 127
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = io.Copy(in, stdin); _ = in.Close() })
+	// It ends when the server closes the channel, which it does when this function has returned.
+	go func() { _, _ = io.Copy(in, stdin); _ = in.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL) })
 	defer stop()
 	err = c.Wait()

@@ -1,0 +1,392 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"gpuguest/distros"
+	"gpuguest/internal/action"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/guest/guesttest"
+	"gpuguest/internal/plan"
+	"gpuguest/internal/sh"
+	"gpuguest/steps"
+)
+
+// lab is a pretend guest: a real SSH client, server and sh, with folders in place of the guest's. The
+// package manager is a file; booting is a new boot_id.
+type lab struct {
+	t     *testing.T
+	srv   *guesttest.Server
+	shell *guesttest.Shell
+	root  string // stands for / where facts look
+	cfg   guest.Config
+}
+
+type filePackages struct {
+	distros.Manager
+	file string
+}
+
+func (f filePackages) List() string   { return "sort " + sh.Quote(f.file) }
+func (f filePackages) Manual() string { return ":" }
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{t: t, root: t.TempDir()}
+	l.shell = guesttest.NewShell(t)
+	l.shell.Env = append(l.shell.Env, "GPUGUEST_ROOT="+l.root)
+	for name, text := range map[string]string{
+		"etc/os-release":            "ID=debian\nVERSION_ID=\"12\"\n",
+		"proc/sys/kernel/osrelease": "6.1.0-1-amd64\n",
+		"proc/sys/kernel/arch":      "x86_64\n",
+		"proc/sys/kernel/hostname":  "guest\n",
+		"packages":                  "bash 5\n",
+		"proc/cmdline":              "quiet\n",
+	} {
+		l.write(name, text)
+	}
+	l.link(filepath.Join(l.shell.Dir, "boot_id"), "proc/sys/kernel/random/boot_id")
+	l.link(filepath.Join(l.shell.Dir, "state"), "var/lib/gpuguest")
+	// A boot: a new boot_id. The server stays, as a forwarded port does.
+	l.shell.Tool("systemctl", `case $1 in
+reboot) n=$(sed 's/boot-//' `+sh.Quote(l.shell.Dir+"/boot_id")+`); echo "boot-$((n + 1))" >`+sh.Quote(l.shell.Dir+"/boot_id")+` ;;
+is-system-running) echo running ;;
+*) exit 1 ;;
+esac
+`)
+	signer := guesttest.HostKey(t)
+	keyDir := t.TempDir()
+	key := writeKey(t, keyDir)
+	l.srv = guesttest.New(t, guesttest.Options{Exec: l.shell.Exec, Keys: []ssh.PublicKey{key}, HostKeys: []ssh.Signer{signer}})
+	l.cfg = guest.Config{
+		Host: l.srv.Host(), Port: l.srv.Port(), User: "root", Identities: []string{filepath.Join(keyDir, "id")},
+		SSHConfig: "none", KnownHosts: filepath.Join(keyDir, "known_hosts"), Home: keyDir,
+	}
+	return l
+}
+
+func (l *lab) write(name, text string) {
+	l.t.Helper()
+	p := filepath.Join(l.root, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) link(to, name string) {
+	l.t.Helper()
+	p := filepath.Join(l.root, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := os.Symlink(to, p); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// touch is an item that makes one file, slowly enough to be cut off in its middle, and counts its work.
+func (l *lab) touch(id string, atBoot bool) plan.Item {
+	file := sh.Quote(filepath.Join(l.root, "done-"+id))
+	count := sh.Quote(filepath.Join(l.root, "count-"+id))
+	return plan.Item{
+		ID: steps.ID(id), Title: "make " + id, AtBoot: atBoot,
+		Check:   `[ -e ` + file + ` ] || { echo "` + id + ` is missing"; exit 1; }`,
+		Actions: []action.Action{action.Run{Title: "begin " + id, Script: "echo half\nsleep 0.15\necho x >>" + count + "\ntouch " + file + "\necho whole", Packages: true}},
+	}
+}
+
+// booted is met once the guest runs its second boot.
+func (l *lab) booted() plan.Item {
+	return plan.Item{ID: "booted", Title: "prove the boot", Fresh: true,
+		Check: `[ "$(cat ` + sh.Quote(l.shell.Dir+"/boot_id") + `)" != boot-1 ] || { echo "still the first boot"; exit 1; }`}
+}
+
+func (l *lab) config(items ...plan.Item) engine.Config {
+	var now, fresh plan.Segment
+	for _, it := range items {
+		if it.Fresh {
+			fresh.Items = append(fresh.Items, it)
+		} else {
+			now.Items = append(now.Items, it)
+		}
+	}
+	return engine.Config{
+		Host: "guest",
+		Dial: func(ctx context.Context) (*guest.Conn, error) { return guest.Dial(ctx, l.cfg) },
+		Plan: func(facts.Facts) (plan.Plan, error) {
+			return plan.Plan{
+				Distro:   distros.Distro{Name: "test", Packages: filePackages{file: filepath.Join(l.root, "packages")}},
+				Segments: []plan.Segment{now, fresh},
+			}, nil
+		},
+		Owner: "test", LockWait: 10 * time.Second,
+		Reboot: choice.RebootIfNeeded, MaxReboots: 3, RebootDeadline: 20 * time.Second, Patience: 20 * time.Second,
+	}
+}
+
+func (l *lab) run(cfg engine.Config) (engine.Report, error) {
+	ctx, cancel := context.WithTimeout(l.t.Context(), time.Minute)
+	defer cancel()
+	return engine.Run(ctx, cfg)
+}
+
+// work counts how often an item's actions ran to their end.
+func (l *lab) work(id string) int {
+	b, err := os.ReadFile(filepath.Join(l.root, "count-"+id))
+	if err != nil {
+		return 0
+	}
+	return strings.Count(string(b), "\n")
+}
+
+func (l *lab) journal() []engine.Record {
+	b, err := os.ReadFile(filepath.Join(l.shell.Dir, "state", "journal"))
+	if err != nil {
+		return nil
+	}
+	records, _ := engine.ParseJournal(string(b))
+	return records
+}
+
+func states(r engine.Report) string {
+	var s []string
+	for _, st := range r.Steps {
+		s = append(s, string(st.ID)+"="+st.State)
+	}
+	return strings.Join(s, " ")
+}
+
+func TestInstallRebootsOnceAndTheSecondRunChangesNothing(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	cfg := l.config(l.touch("one", false), l.touch("two", true), l.touch("three", true), l.booted())
+	r, err := l.run(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := states(r); got != "one=changed two=changed three=changed booted=met" || r.Reboots != 1 {
+		t.Errorf("first run: %s, %d reboots", got, r.Reboots)
+	}
+	before := len(l.journal())
+	r, err = l.run(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := states(r); got != "one=met two=met three=met booted=met" || r.Reboots != 0 {
+		t.Errorf("second run: %s, %d reboots", got, r.Reboots)
+	}
+	if r.Execs > 3 || r.Connections != 1 {
+		t.Errorf("second run took %d execs over %d connections, at most 3 over 1 are allowed", r.Execs, r.Connections)
+	}
+	if after := len(l.journal()); after != before {
+		t.Errorf("second run wrote %d records", after-before)
+	}
+}
+
+func TestNoRebootWhenNothingNeedsOne(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	fresh := l.touch("two", false)
+	fresh.Fresh = true
+	r, err := l.run(l.config(l.touch("one", false), fresh))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Reboots != 0 || states(r) != "one=changed two=changed" {
+		t.Errorf("%s, %d reboots", states(r), r.Reboots)
+	}
+}
+
+// TestClientKilledAnywhereCostsNothing ends the client's run at each of its events in turn and runs it
+// again: the end is that of an undisturbed run, and no step's work was done twice.
+func TestClientKilledAnywhereCostsNothing(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	total := 0
+	cfg := l.config(l.touch("one", false), l.touch("two", true), l.booted())
+	cfg.Tell = func(engine.Event) { total++ }
+	if _, err := l.run(cfg); err != nil {
+		t.Fatal(err)
+	}
+	for n := range total {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			cfg := l.config(l.touch("one", false), l.touch("two", true), l.booted())
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			seen := 0
+			killed := cfg
+			killed.Tell = func(engine.Event) {
+				if seen++; seen > n {
+					cancel()
+				}
+			}
+			_, err := engine.Run(ctx, killed)
+			if err == nil && n < total/2 {
+				t.Fatal("the run was not cut off, so this test tests nothing")
+			}
+			r, err := l.run(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Result != "done" || l.work("one") != 1 || l.work("two") != 1 {
+				t.Errorf("%s; work done %d and %d times", states(r), l.work("one"), l.work("two"))
+			}
+		})
+	}
+}
+
+// TestLostConnectionIsDialledAgain cuts the connection after so many bytes, from the first handshake to
+// the last check.
+func TestLostConnectionIsDialledAgain(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int64{4000, 5000, 6000, 9000, 12000, 16000} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			cfg := l.config(l.touch("one", false), l.touch("two", true), l.booted())
+			var mu sync.Mutex
+			lost := 0
+			cfg.Tell = func(e engine.Event) {
+				mu.Lock()
+				defer mu.Unlock()
+				t.Logf("%+v", e)
+				if e.Kind == engine.Reconnecting {
+					lost++
+				}
+			}
+			l.srv.CutAfter(n)
+			r, err := l.run(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l.work("one") != 1 || l.work("two") != 1 || r.Result != "done" {
+				t.Errorf("%s; work done %d and %d times, %d connections lost", states(r), l.work("one"), l.work("two"), lost)
+			}
+		})
+	}
+}
+
+func TestFailedStepSaysWhatItPrintedAndWhatToDo(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	bad := l.touch("bad", false)
+	bad.Actions = []action.Action{action.Run{Title: "fail", Script: "echo E: no such package\nexit 100"}}
+	bad.Hint = "look elsewhere"
+	cfg := l.config(bad, l.touch("after", false))
+	cfg.Hint = func(text string) string {
+		if strings.Contains(text, "no such package") {
+			return "cause: the package is gone"
+		}
+		return ""
+	}
+	r, err := l.run(cfg)
+	var step *engine.StepError
+	if !errors.As(err, &step) {
+		t.Fatalf("error %v", err)
+	}
+	if step.Step != "bad" || step.What != "exit 100" || step.Verify || !strings.Contains(step.Tail, "E: no such package") || step.Hint != "cause: the package is gone" {
+		t.Errorf("%+v", step)
+	}
+	if states(r) != "bad=failed" || l.work("after") != 0 {
+		t.Errorf("%s; the step after it ran %d times", states(r), l.work("after"))
+	}
+}
+
+func TestFailedProofIsAVerificationError(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	proof := plan.Item{ID: "proof", Title: "prove", Fresh: true, Check: "echo NVRM: BAR1 is 0M; exit 1"}
+	_, err := l.run(l.config(l.touch("one", false), proof))
+	var step *engine.StepError
+	if !errors.As(err, &step) || !step.Verify || !strings.Contains(step.What, "BAR1 is 0M") {
+		t.Fatalf("error %v", err)
+	}
+}
+
+func TestGuestThatAlwaysOwesABootIsGivenUp(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	flag := sh.Quote(filepath.Join(l.root, "flag"))
+	id := sh.Quote(filepath.Join(l.shell.Dir, "boot_id"))
+	it := plan.Item{ID: "loop", Title: "never settles", AtBoot: true, Check: "cmp -s " + flag + " " + id,
+		Actions: []action.Action{action.Run{Title: "copy", Script: "cp " + id + " " + flag}}}
+	cfg := l.config(it)
+	cfg.MaxReboots = 2
+	r, err := l.run(cfg)
+	if !errors.Is(err, engine.ErrBootLoop) || r.Reboots != 2 {
+		t.Fatalf("%d reboots, error %v", r.Reboots, err)
+	}
+}
+
+func TestRebootNeverLeavesTheBootOwedAndSaysSo(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	cfg := l.config(l.touch("one", true), l.booted())
+	cfg.Reboot = choice.RebootNever
+	r, err := l.run(cfg)
+	var step *engine.StepError
+	if !errors.As(err, &step) || !step.Verify {
+		t.Fatalf("error %v", err)
+	}
+	if !slices.Equal(r.Owed, []steps.ID{"one"}) || r.Reboots != 0 {
+		t.Errorf("owed %v, %d reboots", r.Owed, r.Reboots)
+	}
+	// Somebody else boots the guest: nothing is owed any more.
+	l.shell.Boot("boot-9")
+	if r, err = l.run(cfg); err != nil || len(r.Owed) != 0 {
+		t.Errorf("after the boot: owed %v, error %v", r.Owed, err)
+	}
+}
+
+func TestAnotherGpuguestHoldsTheGuest(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	slow := l.touch("slow", false)
+	slow.Actions = []action.Action{action.Run{Title: "be slow", Script: "sleep 2\n" + slow.Actions[0].(action.Run).Script}}
+	began := make(chan struct{})
+	first := l.config(slow)
+	first.Owner = "alice@desk"
+	var once sync.Once
+	first.Tell = func(e engine.Event) {
+		if e.Kind == engine.StepOutput {
+			once.Do(func() { close(began) })
+		}
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.run(first)
+		ended <- err
+	}()
+	<-began
+	second := l.config(slow)
+	second.LockWait = 0
+	_, err := l.run(second)
+	if !errors.Is(err, guest.ErrHeld) || !strings.Contains(err.Error(), "alice@desk") {
+		t.Errorf("error %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the first run: %v", err)
+	}
+	if l.work("slow") != 1 {
+		t.Errorf("work done %d times", l.work("slow"))
+	}
+}

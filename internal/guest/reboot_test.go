@@ -1,0 +1,148 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gpuguest/internal/guest/guesttest"
+)
+
+// rebooter makes a guest whose reboot command is a tool that calls down, then up after a while.
+func rebooter(t *testing.T, down func(*guesttest.Shell, *guesttest.Server), up func(*guesttest.Shell, *guesttest.Server)) (*guesttest.Shell, *guesttest.Server, Config) {
+	t.Helper()
+	shell, s, cfg := shellGuest(t)
+	shell.Tool("systemctl", `[ "$1" != reboot ] || : >"$HOME/reboot-asked"; [ "$1" != is-system-running ] || echo running`)
+	inner := shell.Exec
+	var once sync.Once
+	s.Change(func(o *guesttest.Options) {
+		o.Exec = func(ctx context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) int {
+			code := inner(ctx, cmd, stdin, stdout, stderr)
+			if strings.Contains(cmd, "systemctl reboot") {
+				once.Do(func() {
+					go func() {
+						down(shell, s)
+						time.Sleep(700 * time.Millisecond)
+						up(shell, s)
+					}()
+				})
+			}
+			return code
+		}
+	})
+	return shell, s, cfg
+}
+
+func TestRebootComesBackWithANewBoot(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		down, up func(*guesttest.Shell, *guesttest.Server)
+	}{
+		{"port refused", func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() },
+			func(sh *guesttest.Shell, s *guesttest.Server) { sh.Boot("boot-2"); s.Listen() }},
+		{"port accepted but silent", func(_ *guesttest.Shell, s *guesttest.Server) { s.Cut(); s.Freeze() },
+			func(sh *guesttest.Shell, s *guesttest.Server) { sh.Boot("boot-2"); s.Cut(); s.Thaw() }},
+		{"old boot answers for a while", func(*guesttest.Shell, *guesttest.Server) {},
+			func(sh *guesttest.Shell, s *guesttest.Server) { s.Cut(); sh.Boot("boot-2") }},
+		{"connection cut in the middle of the answer", func(_ *guesttest.Shell, s *guesttest.Server) { s.Cut() },
+			func(sh *guesttest.Shell, _ *guesttest.Server) { sh.Boot("boot-2") }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, _, cfg := rebooter(t, tt.down, tt.up)
+			c := mustDial(t, cfg)
+			var n *Conn
+			within(t, 20*time.Second, func() {
+				var err error
+				if n, err = c.Reboot(t.Context(), RebootSpec{OldBoot: "boot-1", Deadline: 15 * time.Second}); err != nil {
+					t.Fatal(err)
+				}
+			})
+			defer n.Close()
+			res, err := n.Run(t.Context(), Command{Script: `cat "$GPUGUEST_BOOT_ID"`})
+			if err != nil || string(res.Stdout) != "boot-2\n" {
+				t.Errorf("got %+v, %v", res, err)
+			}
+			if _, err := c.Run(t.Context(), Command{Script: "true"}); !errors.Is(err, ErrDisconnected) {
+				t.Errorf("the old connection: %v", err)
+			}
+		})
+	}
+}
+
+func TestGuestThatNeverComesBackIsToldWithItsOldBoot(t *testing.T) {
+	_, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() }, func(*guesttest.Shell, *guesttest.Server) {})
+	c := mustDial(t, cfg)
+	within(t, 15*time.Second, func() {
+		_, err := c.Reboot(t.Context(), RebootSpec{OldBoot: "boot-1", Deadline: 1500 * time.Millisecond})
+		if !errors.Is(err, ErrNoReboot) || !strings.Contains(err.Error(), "boot-1") || !strings.Contains(err.Error(), "refused") ||
+			!strings.Contains(hintOf(err), "console") {
+			t.Errorf("got %v", err)
+		}
+	})
+	_ = s
+}
+
+func TestPowerCycleIsTheSecondTry(t *testing.T) {
+	shell, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() }, func(*guesttest.Shell, *guesttest.Server) {})
+	c := mustDial(t, cfg)
+	cycles := 0
+	n, err := c.Reboot(t.Context(), RebootSpec{Deadline: 1500 * time.Millisecond, PowerCycle: func(context.Context) error {
+		cycles++
+		shell.Boot("boot-2")
+		s.Listen()
+		return nil
+	}})
+	if err != nil || cycles != 1 {
+		t.Fatalf("got %v after %d cycles", err, cycles)
+	}
+	_ = n.Close()
+}
+
+func TestGuestThatRefusesToRebootSaysSo(t *testing.T) {
+	shell, _, cfg := shellGuest(t)
+	for _, tool := range []string{"systemctl", "shutdown", "reboot"} {
+		shell.Tool(tool, "echo no way >&2; exit 1")
+	}
+	c := mustDial(t, cfg)
+	_, err := c.Reboot(t.Context(), RebootSpec{OldBoot: "boot-1", Deadline: time.Second})
+	if !errors.Is(err, ErrNoReboot) || !strings.Contains(err.Error(), "no way") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCancelledRebootReturnsAtOnce(t *testing.T) {
+	_, _, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Cut(); s.Freeze() }, func(*guesttest.Shell, *guesttest.Server) {})
+	c := mustDial(t, cfg)
+	within(t, 10*time.Second, func() {
+		if _, err := c.Reboot(short(t, time.Second), RebootSpec{OldBoot: "boot-1"}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestRebootWaitsUntilTheGuestHasStarted(t *testing.T) {
+	shell, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() },
+		func(sh *guesttest.Shell, s *guesttest.Server) {
+			sh.Boot("boot-2")
+			sh.Tool("systemctl", `echo x >>"$HOME/asked"
+if [ "$(wc -l <"$HOME/asked")" -lt 4 ]; then echo starting; else echo degraded; fi`)
+			s.Listen()
+		})
+	shell.Env = append(shell.Env, "GPUGUEST_SYSTEMD="+shell.Dir)
+	_ = s
+	var said notices
+	cfg.Notice = said.add
+	c := mustDial(t, cfg)
+	n, err := c.Reboot(t.Context(), RebootSpec{OldBoot: "boot-1", Deadline: 15 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if !strings.Contains(said.text(), "units did not start") {
+		t.Errorf("notices: %q", said.text())
+	}
+}
