@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,8 +28,8 @@ import (
 
 // ContainerSpec says what a container guest is like. The zero value is a stock guest.
 type ContainerSpec struct {
-	Repo   http.Handler // answers at Container.RepoURL; nil: nothing does
-	DiskMB int          // size of a file system of the guest's own; 0: the guest writes to the machine's
+	Forward int // a TCP port of 127.0.0.1 with an HTTP server that the guest reaches at ContainerGateway; 0: none
+	DiskMB  int // size of a file system of the guest's own; 0: the guest writes to the machine's
 }
 
 // Container is a running guest: a whole system, init and all, in name spaces of its own on this machine's
@@ -44,14 +46,14 @@ type Container struct {
 	RepoURL  string      // where ContainerSpec.Repo answers, as seen from the guest and from here
 	StayDown atomic.Bool // a guest that reboots itself stays off
 
-	root   ContainerRoot
-	spec   ContainerSpec
-	dir    string
-	loop   string // loop device of a disk of its own, "" none
-	link   *link
-	server *http.Server
-	served sync.WaitGroup
-	groups []string // control groups that the guest is in
+	root    ContainerRoot
+	spec    ContainerSpec
+	dir     string
+	loop    string // loop device of a disk of its own, "" none
+	link    *link
+	servers []*http.Server
+	served  sync.WaitGroup
+	groups  []string // control groups that the guest is in
 
 	mu    sync.Mutex
 	pid   int           // of systemd-nspawn, 0 while the guest is off
@@ -59,6 +61,9 @@ type Container struct {
 	cause error         // why it went off
 	boots int
 }
+
+// ContainerGateway is the name by which every guest knows this machine.
+const ContainerGateway = "gateway.lab"
 
 // ContainerPassword is worker's.
 const ContainerPassword = "lab password"
@@ -174,11 +179,13 @@ func (c *Container) personalise(context.Context) error {
 	c.HostKey = hostKey
 	authorized := ssh.MarshalAuthorizedKey(userKey)
 	guest := func(name string) string { return filepath.Join(c.merged(), name) }
-	proxy := fmt.Sprintf("Acquire::http::Proxy \"http://%s/\";\nAcquire::http::Proxy::%s \"DIRECT\";\n", c.listen(), c.link.host)
+	proxy := fmt.Sprintf("Acquire::http::Proxy \"http://%s:%d/\";\nAcquire::http::Proxy::%[1]s \"DIRECT\";\n", ContainerGateway, proxyPort)
+	hosts := "127.0.0.1 localhost\n127.0.1.1 lab\n::1 localhost\n" + c.link.host.String() + " " + ContainerGateway + "\n"
 	if err := errors.Join(
 		os.WriteFile(c.KeyFile, userPEM, 0o600),
 		os.WriteFile(guest("etc/ssh/ssh_host_ed25519_key"), hostPEM, 0o600),
 		os.WriteFile(guest("etc/ssh/ssh_host_ed25519_key.pub"), ssh.MarshalAuthorizedKey(hostKey), 0o644),
+		os.WriteFile(guest("etc/hosts"), []byte(hosts), 0o644),
 		os.WriteFile(guest("etc/apt/apt.conf.d/90lab"), []byte(proxy), 0o644),
 	); err != nil {
 		return err
@@ -245,20 +252,28 @@ func (c *Container) joinGroups(context.Context) error {
 	return nil
 }
 
-func (c *Container) listen() string { return net.JoinHostPort(c.link.host.String(), "8080") }
+// proxyPort is where a guest's apt finds the way out.
+const proxyPort = 3128
 
 func (c *Container) serve(mirror containerMirror, cache string) error {
 	packages := filepath.Join(cache, "packages")
 	if err := os.MkdirAll(packages, 0o700); err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", c.listen())
-	if err != nil {
-		return err
+	handlers := map[int]http.Handler{proxyPort: newMirrorProxy(mirror, packages)}
+	if port := c.spec.Forward; port != 0 {
+		target := &url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
+		handlers[port] = httputil.NewSingleHostReverseProxy(target)
 	}
-	c.RepoURL = "http://" + c.listen()
-	c.server = &http.Server{Handler: newLabServer(mirror, c.spec.Repo, packages), ReadHeaderTimeout: time.Minute}
-	c.served.Go(func() { _ = c.server.Serve(listener) })
+	for port, handler := range handlers {
+		listener, err := net.Listen("tcp", net.JoinHostPort(c.link.host.String(), strconv.Itoa(port)))
+		if err != nil {
+			return err
+		}
+		server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
+		c.servers = append(c.servers, server)
+		c.served.Go(func() { _ = server.Serve(listener) })
+	}
 	return nil
 }
 
@@ -572,7 +587,7 @@ func (c *Container) keepUpper(ctx context.Context, dir string) error {
 		return err
 	}
 	for _, own := range []string{"etc/machine-id", "etc/ssh/ssh_host_ed25519_key", "etc/ssh/ssh_host_ed25519_key.pub",
-		"etc/apt/apt.conf.d/90lab", "root/.ssh", "home/debian/.ssh", "home/worker/.ssh", "var/log/journal", "run", "tmp"} {
+		"etc/apt/apt.conf.d/90lab", "etc/hosts", "root/.ssh", "home/debian/.ssh", "home/worker/.ssh", "var/log/journal", "run", "tmp"} {
 		if err := os.RemoveAll(filepath.Join(c.upper(), own)); err != nil {
 			return err
 		}
@@ -586,10 +601,10 @@ func (c *Container) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	errs := []error{c.PowerCut(ctx)}
-	if c.server != nil {
-		errs = append(errs, c.server.Close())
-		c.served.Wait()
+	for _, server := range c.servers {
+		errs = append(errs, server.Close())
 	}
+	c.served.Wait()
 	errs = append(errs, c.clear(ctx))
 	for _, group := range c.groups {
 		errs = append(errs, removeGroups(group))

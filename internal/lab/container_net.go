@@ -91,44 +91,36 @@ func (m containerMirror) hosts() []string {
 	return all
 }
 
-// labServer is what a guest can reach: the machine's mirror as a proxy, with packages kept in the cache, and
-// the stand-in repository.
-type labServer struct {
+// mirrorProxy is a guest's way to the machine's own mirror, with packages kept in the cache.
+type mirrorProxy struct {
 	mirror   containerMirror
-	repo     http.Handler // nil: none
-	packages string       // directory
-	proxy    *httputil.ReverseProxy
-	client   *http.Client
+	packages string // directory
+	rest     *httputil.ReverseProxy
 }
 
-func newLabServer(mirror containerMirror, repo http.Handler, packages string) *labServer {
-	s := &labServer{mirror: mirror, repo: repo, packages: packages, client: http.DefaultClient}
-	s.proxy = &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+func newMirrorProxy(mirror containerMirror, packages string) *mirrorProxy {
+	rest := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		if u, err := url.Parse(mirror.scheme(r.In.URL.String())); err == nil {
 			r.Out.URL, r.Out.Host = u, u.Host
 		}
 	}}
-	return s
+	return &mirrorProxy{mirror: mirror, packages: packages, rest: rest}
 }
 
-func (s *labServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *mirrorProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
-	case r.URL.Host == "" && s.repo != nil:
-		s.repo.ServeHTTP(w, r)
-	case r.URL.Host == "":
-		http.NotFound(w, r)
 	case !slices.Contains(s.mirror.hosts(), r.URL.Host):
 		http.Error(w, "not a mirror of this machine", http.StatusForbidden)
 	case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, ".deb"):
 		s.servePackage(w, r)
 	default:
-		s.proxy.ServeHTTP(w, r)
+		s.rest.ServeHTTP(w, r)
 	}
 }
 
 // servePackage answers from the cache. A package's file name holds its version and never changes content;
 // apt checks it by the signed lists all the same.
-func (s *labServer) servePackage(w http.ResponseWriter, r *http.Request) {
+func (s *mirrorProxy) servePackage(w http.ResponseWriter, r *http.Request) {
 	source := s.mirror.scheme(r.URL.String())
 	sum := sha256.Sum256([]byte(source))
 	file := filepath.Join(s.packages, hex.EncodeToString(sum[:16])+".deb")
@@ -141,12 +133,12 @@ func (s *labServer) servePackage(w http.ResponseWriter, r *http.Request) {
 	http.ServeFile(w, r, file)
 }
 
-func (s *labServer) fetch(ctx context.Context, source, file string) error {
+func (s *mirrorProxy) fetch(ctx context.Context, source, file string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, source, nil)
 	if err != nil {
 		return err
 	}
-	res, err := s.client.Do(req)
+	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
 	}

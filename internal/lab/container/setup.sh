@@ -43,5 +43,4 @@ done
 rm -f /etc/ssh/ssh_host_* /etc/machine-id /etc/resolv.conf
 : >/etc/machine-id
 echo lab >/etc/hostname
-printf '127.0.0.1 localhost\n127.0.1.1 lab\n::1 localhost\n' >/etc/hosts
 rm -rf /lab
