@@ -1,6 +1,8 @@
 #!/bin/sh
 # One look at one guest, in one round trip, changing nothing.
 #
+# Run it as root with nothing on standard input; commands that could hang have a time limit each.
+#
 # Output: a head line, then sections. `== name` starts a section, `|text` is a line of it, `!reason` says why
 # the section is not (fully) known, `== end` proves that nothing was cut off. No other line starts with those
 # marks, so whatever a file or a command holds, it cannot forge a section.
@@ -19,8 +21,13 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 NL='
 '
 TAB='	'
+# Package managers read megabytes, which an emulated guest takes its time for.
 T=
-if command -v timeout >/dev/null 2>&1; then T='timeout 10'; fi
+TP=
+if command -v timeout >/dev/null 2>&1; then
+	T='timeout 10'
+	TP='timeout 90'
+fi
 
 sec() { printf '== %s\n' "$1"; }
 why() { printf '!%s\n' "$*"; }
@@ -48,7 +55,8 @@ out "boot_id$TAB$v"
 get "$R/proc/1/comm"
 out "init$TAB$v"
 # User 0 without root's rights would read fewer files and call it the truth.
-if [ -z "$R" ] && [ "$(id -u)" != 0 ]; then why "not run as root: some files are not readable"; fi
+# shellcheck disable=SC3067 # dash, bash and busybox know -O: / is the effective user's own
+if [ -z "$R" ] && ! [ -O / ]; then why "not run as root: some files are not readable"; fi
 
 # Many small files, read by one awk: `|@path` starts a file, `|:line` is a line of it. Those that are large
 # are cut down to the lines that are understood.
@@ -71,7 +79,7 @@ for f in "$S/kernel/security/lockdown" "$S/module/module/parameters/sig_enforce"
 	if [ -f "$f" ] && [ -r "$f" ]; then set -- "$@" "$f"; fi
 done
 # shellcheck disable=SC2016 # the dollars are awk's
-$T awk -v r="${#R}" -v s="${#S}" -v sys="$S" '
+awk -v r="${#R}" -v s="${#S}" -v sys="$S" '
 FNR == 1 {
 	f = FILENAME
 	if (index(f, sys "/") == 1) f = "/sys" substr(f, s + 1); else f = substr(f, r + 1)
@@ -116,7 +124,7 @@ for f in "$R"/boot/vmlinu[xz]* "$R"/boot/Image* "$R"/boot/kernel-* "$R"/boot/ini
 done
 # Module files of interest of every kernel: which of them starts next is worked out later.
 if [ $# -gt 0 ]; then
-	deps=$($T grep -HoE '^[^:]*/(nouveau|nova[-_]core|nova([-_]drm)?|nvidiafb|vfio-pci|nvidia[^/:]*)\.ko[.a-z0-9]*(:|$)' "$@" /dev/null 2>/dev/null </dev/null)
+	deps=$(grep -HoE '^[^:]*/(nouveau|nova[-_]core|nova([-_]drm)?|nvidiafb|vfio-pci|nvidia[^/:]*)\.ko[.a-z0-9]*(:|$)' "$@" /dev/null 2>/dev/null </dev/null)
 	set --
 	while IFS= read -r l; do
 		[ -n "$l" ] || continue
@@ -208,18 +216,33 @@ fi
 sec packages
 pk=
 apt=
+# all NAME: print the list in $pk, which ends in NAME's exit code; half a list would pass for "not installed".
+all() {
+	case $pk in
+	rc0) ;;
+	*"${NL}rc0") printf '%s\n' "${pk%"${NL}rc0"}" ;;
+	*)
+		why "$1 ended with ${pk##*rc}"
+		pk=
+		;;
+	esac
+}
 if have dpkg-query && [ -f "$R/var/lib/dpkg/status" ]; then
 	apt=1
 	# Every package that is of interest, and every one that is not simply installed or gone.
 	# shellcheck disable=SC2016 # dpkg-query's own variables
-	pk=$($T dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null |
-		grep -E "^\\|(.[HUFWt]|h.|..R)|^\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB)")
-	if [ -n "$pk" ]; then printf '%s\n' "$pk"; else why "dpkg-query gave nothing"; fi
+	pk=$({
+		$TP dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null
+		echo "rc$?"
+	} | grep -E "^rc|^\\|(.[HUFWt]|h.|..R)|^\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB)")
+	all dpkg-query
 elif have rpm && [ -z "$R" ]; then
 	# shellcheck disable=SC2016
-	pk=$($T rpm -qa --qf '|rpm\t%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' 2>/dev/null </dev/null |
-		grep -E "^\\|rpm$TAB([^$TAB]*(nvidia|cuda|nouveau)|kernel|(dkms|gcc|make|mokutil|shim|grub2|systemd|dracut|kmod|cloud-init|curl|wget|pciutils|dnf|yum|zypper|akmods?|epel-release|elrepo-release)(-[^$TAB]*)?$TAB)")
-	if [ -n "$pk" ]; then printf '%s\n' "$pk"; else why "rpm gave nothing"; fi
+	pk=$({
+		$TP rpm -qa --qf '|rpm\t%{NAME}\t%|EPOCH?{%{EPOCH}:}:{}|%{VERSION}-%{RELEASE}\t%{ARCH}\n' 2>/dev/null </dev/null
+		echo "rc$?"
+	} | grep -E "^rc|^\\|rpm$TAB([^$TAB]*(nvidia|cuda|nouveau)|kernel|(dkms|gcc|make|mokutil|shim|grub2|systemd|dracut|kmod|cloud-init|curl|wget|pciutils|dnf|yum|zypper|akmods?|epel-release|elrepo-release)(-[^$TAB]*)?$TAB)")
+	all rpm
 else
 	why "neither dpkg-query nor rpm found"
 fi
@@ -254,7 +277,7 @@ else
 		ks="$ks${d##*/} "
 	done
 	# shellcheck disable=SC2016
-	names=$($T apt-cache "$@" pkgnames 2>/dev/null </dev/null | awk -v ks="$ks" '
+	names=$($TP apt-cache "$@" pkgnames 2>/dev/null </dev/null | awk -v ks="$ks" '
 	/^(nvidia-(driver|open|kernel|dkms|headless|utils|compute|persistenced|smi|tesla|legacy|modprobe|firmware|fabric|imex|cuda-toolkit|graphics-drivers)|cuda-(drivers|keyring|compat|toolkit-[0-9])|cuda-toolkit$|libnvidia-(compute|ml1)|libcuda1$|firmware-nvidia|linux-modules-nvidia-|linux-headers-|linux-image-|dkms$|gcc$|make$|build-essential$|mokutil$|initramfs-tools$)/ {
 		if (/-dbg|-unsigned|-dev$|-template$/) next
 		# Of thousands of names that carry a kernel release, only those for a kernel that is here.
@@ -264,14 +287,18 @@ else
 	if [ -z "$names" ]; then
 		why "apt-cache pkgnames gave no name of interest"
 	else
-		# shellcheck disable=SC2086 # package names, one word each
-		$T apt-cache "$@" policy $names 2>/dev/null </dev/null | awk '
+		{
+			# shellcheck disable=SC2086 # package names, one word each
+			$TP apt-cache "$@" policy $names 2>/dev/null </dev/null
+			echo "rc $?"
+		} | awk '
+		$1 == "rc" { if ($2 != 0) print "!apt-cache policy ended with " $2; next }
 		/^[^ ]/ { name = $1; sub(/:$/, "", name); next }
 		/^  Installed:/ { next }
 		/^  Candidate:/ { if ($2 != "(none)") print "|c\t" name "\t" $2; next }
 		/^  (Version table|Package pin)/ { next }
 		/^ (\*\*\*|   ) [^ ]/ { v = ($1 == "***") ? $2 : $1; print "|v\t" name "\t" v; next }
-		/^        ? *-?[0-9]+ / { if ($2 !~ /^\//) print "|s\t" $1 "\t" $2 "\t" $3 }' || why "apt-cache policy ended with $?"
+		/^        ? *-?[0-9]+ / { if ($2 !~ /^\//) print "|s\t" $1 "\t" $2 "\t" $3 }'
 	fi
 fi
 
@@ -281,7 +308,7 @@ for f in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/*.list "$R"/etc/a
 	if [ -f "$f" ]; then set -- "$@" "$f"; fi
 done
 if [ $# -gt 0 ]; then
-	$T grep -lE '^[^#]*(developer\.download\.nvidia\.com|nvidia\.github\.io|7[fF][aA]2[aA][fF]80)' "$@" /dev/null 2>/dev/null </dev/null |
+	grep -lE '^[^#]*(developer\.download\.nvidia\.com|nvidia\.github\.io|7[fF][aA]2[aA][fF]80)' "$@" /dev/null 2>/dev/null </dev/null |
 		while IFS= read -r f; do
 			f=${f#"$R"}
 			if [ -f "$R/var/lib/dpkg/info/cuda-keyring.list" ]; then
@@ -299,7 +326,7 @@ for f in "$R"/etc/apt/trusted.gpg "$R"/etc/apt/trusted.gpg.d/* "$R"/etc/apt/keyr
 done
 if [ $# -gt 0 ]; then
 	key=$(printf '\366\017\113\075\177\242\257\200')
-	$T grep -lF -e "$key" "$@" /dev/null 2>/dev/null </dev/null |
+	grep -lF -e "$key" "$@" /dev/null 2>/dev/null </dev/null |
 		while IFS= read -r f; do out "${f#"$R"}"; done
 fi
 
@@ -316,8 +343,8 @@ if [ $# -gt 0 ]; then
 		while read -r _ a _ _ pid dev _; do
 			if [ "$a" = '->' ]; then continue; fi
 			case $pid in '' | *[!0-9]* | 0) continue ;; esac
-			if [ -z "$ino" ]; then ino=" $($T ls -iLd "$@" 2>/dev/null | while read -r i f; do printf '%s ' "$i"; done)"; fi
-			case $ino in *" ${dev##*:} "*) ;; *) continue ;; esac
+			if [ -z "$ino" ]; then ino=$NL$(stat -L -c %i "$@" 2>/dev/null)$NL; fi
+			case $ino in *"$NL${dev##*:}$NL"*) ;; *) continue ;; esac
 			for f in "$@"; do
 				for d in "$R/proc/$pid/fd"/*; do
 					# shellcheck disable=SC3013 # dash, bash and busybox know -ef
@@ -411,7 +438,7 @@ if [ -d "$S/firmware/efi" ]; then
 	for f in SecureBoot SetupMode; do
 		if [ -r "$d/$f-$g" ]; then
 			# Four bytes of attributes, then the value.
-			v=$($T od -An -tu1 "$d/$f-$g" 2>/dev/null)
+			v=$(od -An -tu1 "$d/$f-$g" 2>/dev/null)
 			v=${v##* }
 			out "$f$TAB$v"
 			if [ "$f" = SecureBoot ]; then s=1; fi
@@ -447,7 +474,7 @@ if [ -d "$R/run/systemd/system" ]; then
 		why "not asked: a recorded tree"
 	elif have systemctl; then
 		v=$($T systemctl is-system-running 2>/dev/null </dev/null)
-		out "state$TAB${v%%"$NL"*}"
+		if [ -n "$v" ]; then out "state$TAB${v%%"$NL"*}"; else why "systemctl gave no answer"; fi
 		$T systemctl show -p Id -p LoadState -p ActiveState -p UnitFileState nvidia-persistenced.service \
 			nvidia-fabricmanager.service apt-daily.timer apt-daily-upgrade.timer apt-daily.service \
 			apt-daily-upgrade.service unattended-upgrades.service packagekit.service display-manager.service \
@@ -462,7 +489,7 @@ if [ -n "$R" ]; then
 	why "not asked: a recorded tree"
 elif have systemd-detect-virt; then
 	v=$($T systemd-detect-virt 2>/dev/null </dev/null)
-	out "${v%%"$NL"*}"
+	if [ -n "$v" ]; then out "${v%%"$NL"*}"; else why "systemd-detect-virt gave no answer"; fi
 fi
 
 sec cloud
@@ -503,7 +530,7 @@ sec journal
 f=$R/var/lib/gpuguest/journal
 if [ -s "$f" ]; then
 	if [ -r "$f" ]; then
-		$T tail -c 262144 "$f" 2>/dev/null | awk '{ print "|" $0 }'
+		tail -c 262144 "$f" 2>/dev/null | awk '{ print "|" $0 }'
 	else
 		why "$f is not readable"
 	fi

@@ -9,7 +9,7 @@ import (
 
 // blocked are the kernel's own drivers that claim an NVIDIA GPU: nouveau, the Rust drivers that follow it
 // (Linux 6.15 and later) and the framebuffer driver.
-var blocked = []string{"nouveau", "nova_core", "nova_drm", "nvidiafb"}
+var blocked = []string{"nouveau", "nova_core", "nova_drm", "nova", "nvidiafb"}
 
 const blocklistPath = "/etc/modprobe.d/gpuguest-blocklist.conf"
 

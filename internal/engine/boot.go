@@ -49,6 +49,7 @@ func (r *run) boot(ctx context.Context, changed bool) (verdict, error) {
 	})
 	r.inGuest += time.Since(began)
 	r.report.Execs += old.Execs()
+	old.Close() // also when the reboot was never asked for: the lock must not outlive this run
 	if err != nil {
 		r.conn = nil
 		return done, err

@@ -443,8 +443,13 @@ func (r *reader) readOffered(s section) error {
 		}
 	}
 	// apt calls a package that is installed, and that no source has any more, a candidate as well.
+	type exact struct{ name, version string }
+	held := map[exact]bool{}
+	for _, o := range r.f.Offers {
+		held[exact{o.Package, o.Version}] = true
+	}
 	for name, version := range r.f.Offered {
-		if !slices.ContainsFunc(r.f.Offers, func(o Offer) bool { return o.Package == name && o.Version == version }) {
+		if !held[exact{name, version}] {
 			delete(r.f.Offered, name)
 		}
 	}

@@ -264,3 +264,16 @@ func TestFactsSurviveJSON(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkParse(b *testing.B) {
+	raw, err := os.ReadFile(filepath.Join(guests, "ubuntu2404-l4-next-kernel.txt"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(raw)))
+	for b.Loop() {
+		if _, err := facts.Parse(raw); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
