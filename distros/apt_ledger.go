@@ -8,8 +8,9 @@ func (a apt) Sound() string {
 	return `(
 bad=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' | awk '$1 ~ /^(half-installed|half-configured|unpacked|triggers-awaited|triggers-pending)$/ { print $2 " is " $1 }')
 [ -z "$bad" ] || { printf '%s\n' "$bad"; exit 1; }
-updates=$(ls ` + sh.Quote(a.root+"/var/lib/dpkg/updates") + ` 2>/dev/null | grep '^[0-9]' || :)
-[ -z "$updates" ] || { echo "dpkg was interrupted"; exit 1; }
+for u in ` + sh.Quote(a.root+"/var/lib/dpkg/updates/") + `[0-9]*; do
+	[ ! -e "$u" ] || { echo "dpkg was interrupted"; exit 1; }
+done
 )`
 }
 

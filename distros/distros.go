@@ -122,14 +122,14 @@ func Expand(templates []string, n Names) []string {
 	if pin == "" {
 		pin = fmt.Sprint(n.Branch)
 	}
-	values := map[string]string{"{branch}": fmt.Sprint(n.Branch), "{pin}": pin, "{kernel}": n.Kernel, "{kmeta}": n.KernelMeta}
-	var out []string
+	values := [...][2]string{{"{branch}", fmt.Sprint(n.Branch)}, {"{pin}", pin}, {"{kernel}", n.Kernel}, {"{kmeta}", n.KernelMeta}}
+	out := make([]string, 0, len(templates))
 	for _, t := range templates {
 		ok := true
-		for k, v := range values {
-			if strings.Contains(t, k) {
-				ok = ok && v != ""
-				t = strings.ReplaceAll(t, k, v)
+		for _, v := range values {
+			if strings.Contains(t, v[0]) {
+				ok = ok && v[1] != ""
+				t = strings.ReplaceAll(t, v[0], v[1])
 			}
 		}
 		if ok {

@@ -15,7 +15,8 @@ const ExtraSourcesPath = "/etc/apt/sources.list.d/gpuguest.sources"
 // reads them, and main, from there.
 //
 // Each entry repeats the Signed-By of the guest's own source of that URI and suite: apt refuses to read
-// any source when two entries disagree about it.
+// any source when two entries disagree about it. For the same reason nothing is added to a source whose
+// key is written out in its own file; the guest's owner has to add the components there.
 func (d Distro) ExtraSources(f facts.Facts, mirror string) string {
 	type key struct{ uri, suite string }
 	var order []key
@@ -35,6 +36,9 @@ func (d Distro) ExtraSources(f facts.Facts, mirror string) string {
 	var out strings.Builder
 	entry := func(k key, want []string) {
 		signedBy, known := signed[k]
+		if signedBy == "embedded" {
+			return
+		}
 		if !known {
 			signedBy = d.Keyring
 		}
@@ -52,7 +56,7 @@ func (d Distro) ExtraSources(f facts.Facts, mirror string) string {
 		}
 		out.WriteString("Types: deb\nURIs: " + k.uri + "\nSuites: " + k.suite + "\nComponents: " + strings.Join(missing, " ") + "\n")
 		if signedBy != "" {
-			out.WriteString("Signed-By: " + strings.ReplaceAll(strings.TrimSpace(signedBy), "\n", "\n ") + "\n")
+			out.WriteString("Signed-By: " + signedBy + "\n")
 		}
 	}
 	if mirror != "" {
@@ -67,4 +71,21 @@ func (d Distro) ExtraSources(f facts.Facts, mirror string) string {
 		}
 	}
 	return out.String()
+}
+
+// Archive returns the URIs that the distribution's own packages come from in a guest: the sources that must
+// refresh before they can be installed, whatever else the guest is told to read.
+func (d Distro) Archive(f facts.Facts, mirror string) []string {
+	if mirror != "" {
+		return []string{strings.TrimRight(mirror, "/")}
+	}
+	var uris []string
+	for _, s := range f.Sources {
+		uri := strings.TrimRight(s.URI, "/")
+		own := slices.Contains(d.Suites, s.Suite) || s.Suite == d.Codename+"-security"
+		if own && slices.Contains(strings.Fields(s.Component), "main") && !slices.Contains(uris, uri) {
+			uris = append(uris, uri)
+		}
+	}
+	return uris
 }

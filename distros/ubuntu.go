@@ -102,6 +102,9 @@ type ubuntuKernels struct{}
 
 var ubuntuFlavor = regexp.MustCompile(`^\d+\.\d+\.\d+-\d+-([a-z][a-z0-9-]*)$`)
 
+// ubuntuSeries is what a meta package's name has behind the flavor: -hwe-24.04, -lts-22.04, -6.8.
+var ubuntuSeries = regexp.MustCompile(`^(-(hwe-|lts-)?\d+\.\d+(-edge)?)?$`)
+
 func (ubuntuKernels) flavor(release string) string {
 	if m := ubuntuFlavor.FindStringSubmatch(release); m != nil {
 		return m[1]
@@ -131,7 +134,7 @@ func (k ubuntuKernels) meta(release string, installed []string) string {
 		if rest, ok := strings.CutPrefix(tail, "virtual"); ok && flavor == "generic" {
 			tail = "generic" + rest
 		}
-		if rest, ok := strings.CutPrefix(tail, flavor); ok && (rest == "" || strings.HasPrefix(rest, "-hwe-") || strings.HasPrefix(rest, "-lts-") || rest[0] == '-' && len(rest) > 1 && rest[1] >= '0' && rest[1] <= '9') {
+		if rest, ok := strings.CutPrefix(tail, flavor); ok && ubuntuSeries.MatchString(rest) {
 			return tail
 		}
 	}

@@ -49,7 +49,7 @@ printed is kept as a recording that "gpuguest plan --facts FILE" reads without a
 		},
 	}
 	a.addReach(c)
-	c.Flags().StringVar(&save, "save", "", "keep the recording in this file")
+	c.Flags().StringVar(&save, "save", "", "keep the recording in this `FILE`")
 	return c
 }
 

@@ -31,10 +31,10 @@ type bootFlags struct {
 
 func (b *bootFlags) add(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&b.reboot, "reboot", choice.RebootIfNeeded, "when to reboot the guest: if-needed, never or always")
-	f.IntVar(&b.maxReboots, "max-reboots", 3, "reboots in one run; one more is an error")
+	f.StringVar(&b.reboot, "reboot", choice.RebootIfNeeded, "when to reboot the guest, `WHEN`: if-needed, never or always")
+	f.IntVar(&b.maxReboots, "max-reboots", 3, "`N` reboots in one run; one more is an error")
 	f.DurationVar(&b.rebootTimeout, "reboot-timeout", 10*time.Minute, "how long the guest may take to come back")
-	f.StringVar(&b.powerCycle, "power-cycle-cmd", "", "command run here when the guest does not come back from a reboot")
+	f.StringVar(&b.powerCycle, "power-cycle-cmd", "", "`COMMAND` run here when the guest does not come back from a reboot")
 	f.DurationVar(&b.busyWait, "busy-wait", 75*time.Second, "how long to wait while another gpuguest works on the guest")
 }
 
@@ -90,7 +90,7 @@ func (a *app) converge(ctx context.Context, b bootFlags, makePlan func(facts.Fac
 	}
 	ui := newUI(a.err, a.host)
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Tell: ui.tell,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Tell: ui.tell, Hint: knownCause,
 		Owner: owner(), LockWait: b.busyWait,
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
 		Patience: 5 * time.Minute,

@@ -59,8 +59,8 @@ is asked which steps are met already; with --facts a recording is planned for an
 	}
 	a.addReach(c)
 	addWant(c, &w)
-	c.Flags().StringVar(&recording, "facts", "", `recording to plan for ("-": standard input), made by "gpuguest facts --save"`)
-	c.Flags().StringVar(&format, "format", "text", "how to print the plan: text, json or sh")
+	c.Flags().StringVar(&recording, "facts", "", "recording to plan for, `FILE` (\"-\": standard input), made by \"gpuguest facts --save\"")
+	c.Flags().StringVar(&format, "format", "text", "how to print the plan, `FORMAT`: text, json or sh")
 	return c
 }
 

@@ -81,9 +81,13 @@ func (a *app) complain(err error) {
 	}
 }
 
+// prefixed names the guest in front of an error that does not name it already.
 func (a *app) prefixed(err error) string {
 	text := err.Error()
-	if a.host == "" || strings.HasPrefix(text, a.host) {
+	if a.host == "" || strings.HasPrefix(text, a.host+":") {
+		return text
+	}
+	if t, perr := guest.ParseTarget(a.host); perr != nil || strings.HasPrefix(text, t.Host+":") {
 		return text
 	}
 	return a.host + ": " + text
@@ -108,9 +112,9 @@ connection it goes on where the guest is.`,
 	for _, c := range []*cobra.Command{
 		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newVersion(a),
 	} {
-		c.Long = strings.TrimSpace(c.Long) + "\n" + exitStatusHelp
 		root.AddCommand(c)
 	}
+	root.SetHelpTemplate(root.HelpTemplate() + exitStatusHelp + "\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w (see %s --help)", err, c.CommandPath())
 	})
@@ -120,15 +124,15 @@ connection it goes on where the guest is.`,
 // addReach adds the flags that say how to reach a guest.
 func (a *app) addReach(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&a.host, "host", "", "guest to work on: [user@]name[:port], or a Host of your ssh configuration")
-	f.IntVarP(&a.port, "port", "p", 0, "SSH port (default: the ssh configuration's, else 22)")
-	f.StringVarP(&a.user, "user", "l", "", "user to log in as (default: the ssh configuration's, else yours)")
-	f.StringArrayVarP(&a.identities, "identity", "i", nil, "private key file; may be given more than once")
-	f.StringVarP(&a.sshConfig, "ssh-config", "F", "", `ssh configuration file (default ~/.ssh/config, "none" for none)`)
-	f.StringVar(&a.knownHosts, "known-hosts", "", "known hosts file (default: the ssh configuration's, else ~/.ssh/known_hosts)")
-	f.StringVar(&a.hostKeyCheck, "host-key-check", "accept-new", "what to do with an unknown host key: accept-new or strict; a changed key is always refused")
+	f.StringVar(&a.host, "host", "", "`GUEST` to work on: [user@]name[:port], or a Host of your ssh configuration")
+	f.IntVarP(&a.port, "port", "p", 0, "SSH `PORT` (default: the ssh configuration's, else 22)")
+	f.StringVarP(&a.user, "user", "l", "", "`USER` to log in as (default: the ssh configuration's, else yours)")
+	f.StringArrayVarP(&a.identities, "identity", "i", nil, "private key `FILE`; may be given more than once")
+	f.StringVarP(&a.sshConfig, "ssh-config", "F", "", "ssh configuration `FILE` (default ~/.ssh/config, \"none\" for none)")
+	f.StringVar(&a.knownHosts, "known-hosts", "", "known hosts `FILE` (default: the ssh configuration's, else ~/.ssh/known_hosts)")
+	f.StringVar(&a.hostKeyCheck, "host-key-check", "accept-new", "what to do with an unknown host key, `WORD`: accept-new or strict; a changed key is always refused")
 	f.DurationVar(&a.timeout, "connect-timeout", 0, "time limit for connecting (default 10s)")
-	f.StringVar(&a.logDir, "log-dir", "", "folder that every step's whole output is kept in")
+	f.StringVar(&a.logDir, "log-dir", "", "`FOLDER` that every step's whole output is kept in")
 }
 
 // guestConfig turns flags into how to reach the guest.
@@ -205,17 +209,17 @@ func owner() string {
 // addWant adds the flags that say what is wanted.
 func addWant(c *cobra.Command, w *choice.Want) {
 	f := c.Flags()
-	f.StringVar(&w.Driver, "driver", "", `driver branch or version: "580", "580.95.05" (default: the best for the GPU)`)
-	f.StringVar(&w.Flavor, "flavor", "", "kernel module flavor: open or proprietary (default: what the GPU needs)")
-	f.StringVar(&w.Source, "source", "", "where packages come from: nvidia or distro (default: nvidia where it can serve)")
-	f.StringVar(&w.Modules, "modules", "", "how kernel modules come: dkms or precompiled (default: signed ones where Secure Boot is on, else dkms)")
-	f.StringVar(&w.Mirror, "mirror", "", "URL that stands for the source's own")
-	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256 of the mirror's keyring package, when it is not NVIDIA's own")
-	f.StringArrayVar(&w.KernelArgs, "kernel-arg", nil, `extra kernel argument, "pci=realloc"; may be given more than once`)
+	f.StringVar(&w.Driver, "driver", "", "driver `BRANCH` or version: 580, 580.95.05 (default: the best for the GPU)")
+	f.StringVar(&w.Flavor, "flavor", "", "kernel module `FLAVOR`: open or proprietary (default: what the GPU needs)")
+	f.StringVar(&w.Source, "source", "", "where packages come from, `SOURCE`: nvidia or distro (default: nvidia where it can serve)")
+	f.StringVar(&w.Modules, "modules", "", "how kernel modules come, `HOW`: dkms or precompiled (default: signed ones where Secure Boot is on, else dkms)")
+	f.StringVar(&w.Mirror, "mirror", "", "`URL` that stands for the source's own")
+	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256, `HEX`, of the mirror's keyring package, when it is not NVIDIA's own")
+	f.StringArrayVar(&w.KernelArgs, "kernel-arg", nil, "extra kernel `ARGUMENT`, as in pci=realloc; may be given more than once")
 	f.BoolVar(&w.HoldKernel, "hold-kernel", false, "put the guest's kernel packages on hold")
 	f.BoolVar(&w.NoGPU, "no-gpu", false, "the guest has no GPU now: install and prove what can be proved")
-	f.StringArrayVar(&w.Devices, "device", nil, `with --no-gpu: a GPU to decide for, "10de:1eb8"; may be given more than once`)
-	f.StringVar(&w.As, "as", "", `treat the guest as this distribution: "debian:12"`)
+	f.StringArrayVar(&w.Devices, "device", nil, "with --no-gpu: a GPU to decide for, `ID`, as in 10de:1eb8; may be given more than once")
+	f.StringVar(&w.As, "as", "", "treat the guest as this `DISTRIBUTION`: debian:12")
 	f.DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
 	for name, words := range map[string][]string{
 		"flavor":  {choice.FlavorOpen, choice.FlavorProprietary},

@@ -34,7 +34,7 @@ command line are those of before. What others did since is left alone.`,
 	}
 	a.addReach(c)
 	b.add(c)
-	c.Flags().StringVar(&w.As, "as", "", `treat the guest as this distribution: "debian:12"`)
+	c.Flags().StringVar(&w.As, "as", "", "treat the guest as this `DISTRIBUTION`: debian:12")
 	c.Flags().DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
 	return c
 }

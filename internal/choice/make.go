@@ -30,10 +30,11 @@ func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	if err := r.fitGuest(); err != nil {
 		return Choice{}, err
 	}
+	r.lookAround()
 	if reason := r.wishAgainstGPUs(); reason != "" {
 		return Choice{}, r.refuse(reason)
 	}
-	for _, c := range r.candidates() {
+	for _, c := range r.all {
 		if r.mismatch(c, r.wish) == "" {
 			if _, reason := r.objection(c); reason == "" {
 				return r.choose(c), nil
@@ -67,8 +68,9 @@ func (w wish) flags() string {
 
 // candidate is one driver that a source offers.
 type candidate struct {
-	offer  distros.Offer
-	branch catalog.Branch
+	offer  *distros.Offer
+	branch *catalog.Branch
+	here   bool // it is what the guest has
 }
 
 // request is one call of Make.
@@ -83,6 +85,8 @@ type request struct {
 	flavor   string // the flavor all GPUs need, "" either
 	unknown  bool   // a GPU is not in the tables and may be newer than them
 	warnings []string
+	all      []candidate       // every driver the sources offer for this machine, best first
+	marks    map[string]string // source → one of the packages only it has that the guest has
 }
 
 func (r *request) parseWish() error {
@@ -292,29 +296,43 @@ func has(b catalog.Branch, flavor string) bool {
 	return true
 }
 
-// candidates returns every driver the sources offer for this machine, best first.
-func (r *request) candidates() []candidate {
-	var all []candidate
-	for _, o := range r.d.Offers {
-		for _, b := range catalog.Branches() {
-			if o.Serves(b.Number, r.f.Arch) && has(b, o.Flavor) {
-				all = append(all, candidate{o, b})
+// lookAround lists what there is: in the sources and in the guest.
+func (r *request) lookAround() {
+	branches := catalog.Branches()
+	for i := range r.d.Offers {
+		for j := range branches {
+			c := candidate{offer: &r.d.Offers[i], branch: &branches[j]}
+			if c.offer.Serves(c.branch.Number, r.f.Arch) && has(*c.branch, c.offer.Flavor) {
+				c.here = r.installed(c)
+				r.all = append(r.all, c)
 			}
 		}
 	}
-	slices.SortStableFunc(all, r.compare)
-	return all
+	slices.SortStableFunc(r.all, r.compare)
+	r.marks = map[string]string{}
+	for source, patterns := range r.d.Marks {
+		for p := range r.f.Packages {
+			if first := r.marks[source]; first != "" && first < p {
+				continue // the same one every time
+			}
+			for _, pattern := range patterns {
+				if ok, _ := path.Match(pattern, p); ok {
+					r.marks[source] = p
+				}
+			}
+		}
+	}
 }
 
 // compare puts the better candidate first. What the guest already has comes before everything: a second
 // run must not change the first one's mind.
 func (r *request) compare(a, b candidate) int {
 	return cmp.Or(
-		first(r.installed(a), r.installed(b)),
+		first(a.here, b.here),
 		first(r.enforced() && a.offer.Signed, r.enforced() && b.offer.Signed),
 		first(a.offer.Source == SourceNVIDIA, b.offer.Source == SourceNVIDIA),
 		first(!a.offer.Last, !b.offer.Last),
-		r.compareBranches(a.branch, b.branch),
+		r.compareBranches(*a.branch, *b.branch),
 		first(preferred(a), preferred(b)),
 		first(a.offer.Modules == ModulesDKMS, b.offer.Modules == ModulesDKMS),
 	)
@@ -387,16 +405,36 @@ func (r *request) mismatch(c candidate, w wish) string {
 // finds out; a distribution's archive has one, which must be known to be that.
 func (r *request) canBe(c candidate, version string) bool {
 	if c.offer.Source == SourceNVIDIA {
-		return len(c.offer.Pin) > 0
+		there := r.inRepo(c)
+		return len(c.offer.Pin) > 0 && (len(there) == 0 || slices.Contains(there, version))
 	}
 	return cmp.Or(r.archived(c), c.offer.Seen) == version
 }
 
-// archived returns the version that the distribution's archive has now of a candidate, "" when its lists
-// do not tell.
+// inRepo returns the versions of a candidate that the guest knows NVIDIA's repository to have; none when
+// it has not read it.
+func (r *request) inRepo(c candidate) []string {
+	repo, err := r.d.Repo(r.f.Arch, r.w.Mirror, r.w.KeyringSHA256)
+	if err != nil {
+		return nil
+	}
+	var there []string
+	for _, o := range r.f.Offers {
+		if strings.TrimRight(o.URI, "/") == strings.TrimRight(repo.URL, "/") && slices.Contains(r.expand(c, c.offer.Packages), o.Package) {
+			there = append(there, upstream(o.Version))
+		}
+	}
+	return there
+}
+
+// archived returns the version that the distribution's archive has of a candidate, or that the guest has
+// installed from there; "" when neither is known.
 func (r *request) archived(c candidate) string {
+	if c.offer.Source != SourceDistro {
+		return ""
+	}
 	for _, p := range r.expand(c, c.offer.Packages) {
-		if v := upstream(r.f.Offered[p]); v != "" && c.offer.Source == SourceDistro {
+		if v := cmp.Or(upstream(r.f.Offered[p]), upstream(r.f.Packages[p])); v != "" {
 			return v
 		}
 	}
@@ -417,7 +455,7 @@ func (r *request) objection(c candidate) (far int, reason string) {
 	n := c.branch.Number
 	checks := []func() string{
 		func() string {
-			if n == r.wish.branch || c.branch.Kind == catalog.LTSB || c.branch.Kind == catalog.PB || c.branch.Kind == catalog.NFB || c.branch.Kind == catalog.Legacy {
+			if n == r.wish.branch || c.here || c.branch.Kind == catalog.LTSB || c.branch.Kind == catalog.PB || c.branch.Kind == catalog.NFB || c.branch.Kind == catalog.Legacy {
 				return ""
 			}
 			return fmt.Sprintf("branch %d is taken only when asked for by --driver %d", n, n)
@@ -466,13 +504,25 @@ func (r *request) kernelObjection(c candidate) string {
 	if limit := c.branch.KernelBelow; limit != "" && compareKernels(r.kernel, limit) >= 0 {
 		return fmt.Sprintf("the modules of branch %d do not build for kernels from %s on, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
-	if limit := c.branch.OpenKernel; c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
+	if limit := openKernel(*c.branch); c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
 		return fmt.Sprintf("the open modules of branch %d need kernel %s or newer, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
 	if strings.Contains(r.kernel, "-rt-") || strings.HasSuffix(r.kernel, "-rt") || strings.HasSuffix(r.kernel, "-realtime") {
 		return "NVIDIA's modules do not build for a PREEMPT_RT kernel, and " + r.kernel + " starts next"
 	}
 	return ""
+}
+
+// openKernel is the oldest kernel the open modules of a branch build for. Where the table does not know, it
+// is at least that of the branch before: no branch has brought an older kernel back.
+func openKernel(b catalog.Branch) string {
+	limit := ""
+	for _, o := range catalog.Branches() {
+		if o.Number <= b.Number && o.OpenKernel != "" {
+			limit = o.OpenKernel
+		}
+	}
+	return limit
 }
 
 func (r *request) repoObjection(c candidate) string {
@@ -487,16 +537,9 @@ func (r *request) repoObjection(c candidate) string {
 
 // packagesObjection rules out what the guest's present packages do not let in.
 func (r *request) packagesObjection(c candidate) string {
-	for _, source := range sortedKeys(r.d.Marks) {
-		if source == c.offer.Source {
-			continue
-		}
-		for _, p := range sortedKeys(r.f.Packages) {
-			for _, pattern := range r.d.Marks[source] {
-				if ok, _ := path.Match(pattern, p); ok {
-					return fmt.Sprintf("the guest has driver packages of %s (%s), and those of two sources break each other: stay with --source %s, or uninstall them first", r.sourceName(source), p, source)
-				}
-			}
+	for _, source := range []string{SourceNVIDIA, SourceDistro} {
+		if p := r.marks[source]; p != "" && source != c.offer.Source {
+			return fmt.Sprintf("the guest has driver packages of %s (%s), and those of two sources break each other: stay with --source %s, or uninstall them first", r.sourceName(source), p, source)
 		}
 	}
 	for _, p := range r.expand(c, c.offer.Packages) {
@@ -527,13 +570,13 @@ func (r *request) packagesObjection(c candidate) string {
 
 // enforced tells whether the guest's kernel loads only signed modules.
 func (r *request) enforced() bool {
-	return r.f.Secure.State == "enabled" || r.f.Kernel.Lockdown == "integrity" || r.f.Kernel.Lockdown == "confidentiality"
+	return r.f.Secure.State == "enabled" || r.f.Kernel.SigEnforce || r.f.Kernel.Lockdown == "integrity" || r.f.Kernel.Lockdown == "confidentiality"
 }
 
-// enrolled tells whether a key that DKMS signs with is among those the guest's kernel trusts: dkms and
-// Ubuntu's shim-signed name theirs so.
+// enrolled tells whether the key that the guest's DKMS signs with is among those its kernel trusts: dkms
+// and Ubuntu's shim-signed name theirs so.
 func (r *request) enrolled() bool {
-	return slices.ContainsFunc(r.f.Secure.Keys, func(subject string) bool {
+	return len(r.f.Secure.SigningKeys) > 0 && slices.ContainsFunc(r.f.Secure.Keys, func(subject string) bool {
 		s := strings.ToLower(subject)
 		return strings.Contains(s, "dkms module signing key") || strings.Contains(s, "secure boot module signature key")
 	})
@@ -543,7 +586,7 @@ func (r *request) secureBootObjection(c candidate) string {
 	if !r.enforced() || c.offer.Signed || r.enrolled() {
 		return ""
 	}
-	return "the guest's firmware enforces Secure Boot, and modules built in the guest are signed by a key it does not trust. " +
+	return "Secure Boot is enforced, and modules built in the guest are signed by a key that is not trusted. " +
 		"On the host, either start the guest without Secure Boot (OVMF with variables in which no keys are enrolled; libvirt: <loader secure='no'>), " +
 		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; a guest without a console cannot confirm an enrolment of its own"
 }
@@ -575,7 +618,7 @@ func (r *request) expand(c candidate, templates []string) []string {
 
 // choose makes the choice of a candidate that fits.
 func (r *request) choose(c candidate) Choice {
-	o := c.offer
+	o := *c.offer
 	ch := Choice{
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
 		Version: cmp.Or(r.wish.version, r.archived(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
@@ -657,12 +700,11 @@ func (r *request) why(c candidate) []string {
 		}
 		say("%s: %s.", g, limits)
 	}
-	here := r.installed(c)
 	name := r.sourceName(c.offer.Source)
 	switch {
 	case r.wish.source != "":
 		say("Source %s: asked for.", c.offer.Source)
-	case here:
+	case c.here:
 		say("Source %s: the guest has its packages already.", c.offer.Source)
 	case r.enforced() && c.offer.Signed:
 		say("Source %s: Secure Boot is enforced, and %s has modules signed for it.", c.offer.Source, name)
@@ -675,13 +717,13 @@ func (r *request) why(c candidate) []string {
 	switch {
 	case r.wish.branch != 0:
 		say("Driver %s: asked for.", r.w.Driver)
-	case here:
+	case c.here:
 		say("Branch %d: the guest has it already.", c.branch.Number)
 	case r.max == c.branch.Number:
 		say("Branch %d: the last one that drives %s.", c.branch.Number, r.limiting(func(g GPU) bool { return g.Max == r.max }))
-	case class(c.branch) < ended && r.unknown:
+	case class(*c.branch) < ended && r.unknown:
 		say("Branch %d: the newest supported branch there, for a GPU unknown to the tables.", c.branch.Number)
-	case class(c.branch) < ended:
+	case class(*c.branch) < ended:
 		say("Branch %d: the %s branch, with fixes until %s.", c.branch.Number, kind, c.branch.EOL)
 	default:
 		say("Branch %d: the best that can be had there for these GPUs.", c.branch.Number)
@@ -720,7 +762,7 @@ func (r *request) sourceName(source string) string {
 func (r *request) whyNot(source string) string {
 	far, why := -1, ""
 	served := map[int]bool{}
-	for _, c := range r.candidates() {
+	for _, c := range r.all {
 		if c.offer.Source != source {
 			continue
 		}
@@ -801,7 +843,7 @@ func (r *request) nearest() string {
 	near := *r
 	var best *candidate
 	var bestWish wish
-	for _, c := range r.candidates() {
+	for _, c := range r.all {
 		w := r.keep(c)
 		near.wish = w
 		if _, reason := near.objection(c); reason != "" {
@@ -856,7 +898,7 @@ func (r *request) closer(a candidate, wa wish, b candidate, wb wish) bool {
 		return n
 	}
 	gap := func(c candidate) int { return max(c.branch.Number-r.wish.branch, r.wish.branch-c.branch.Number) }
-	order := cmp.Or(cmp.Compare(cost(wa), cost(wb)), cmp.Compare(min(class(a.branch), ended), min(class(b.branch), ended)))
+	order := cmp.Or(cmp.Compare(cost(wa), cost(wb)), first(class(*a.branch) < ended, class(*b.branch) < ended))
 	if r.wish.branch != 0 {
 		order = cmp.Or(order, cmp.Compare(gap(a), gap(b)))
 	}

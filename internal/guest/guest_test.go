@@ -38,11 +38,9 @@ func (n *notices) text() string {
 // writeKey makes a key file, with a passphrase when one is given, and returns its path and public half.
 func writeKey(t testing.TB, name, passphrase string) (string, ssh.PublicKey) {
 	t.Helper()
-	pub, priv, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, priv, key := newKey(t)
 	var block *pem.Block
+	var err error
 	if passphrase == "" {
 		block, err = ssh.MarshalPrivateKey(priv, "")
 	} else {
@@ -55,11 +53,20 @@ func writeKey(t testing.TB, name, passphrase string) (string, ssh.PublicKey) {
 	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return path, key
+}
+
+func newKey(t testing.TB) (ed25519.PublicKey, ed25519.PrivateKey, ssh.PublicKey) {
+	t.Helper()
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
 	key, err := ssh.NewPublicKey(pub)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path, key
+	return pub, priv, key
 }
 
 // guestFor starts a server with a key that logs in, and the configuration that reaches it.

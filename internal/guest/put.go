@@ -70,7 +70,7 @@ if printf x | openssl dgst -sha256 -r >/dev/null 2>&1; then
 else
 	sum() { sha256sum | cut -c1-64; }
 fi
-stat_of() { stat -c '%s %Y %Z %i' "$1"; }
+stat_of() { stat -c '%s %y %z %i' "$1"; }
 stamp() {
 	(umask 077; mkdir -p "$state/stamps" && echo "$(stat_of "$1") $2" >"$state/stamps/$3.new" &&
 		mv "$state/stamps/$3.new" "$state/stamps/$3") 2>/dev/null || :

@@ -177,7 +177,10 @@ var errOldBoot = errors.New("the old boot still answers")
 
 // await starts a probe at every tick, overlapped, and takes the first that reaches a new boot.
 func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) (*Conn, bootState, error) {
-	pctx, cancel := context.WithTimeout(ctx, spec.Deadline)
+	// Not a context's deadline: that would end the last probes with an error of its own, and hide theirs.
+	over := time.NewTimer(spec.Deadline)
+	defer over.Stop()
+	pctx, cancel := context.WithCancel(ctx)
 	results := make(chan probeResult)
 	var probes sync.WaitGroup
 	defer func() {
@@ -228,10 +231,9 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 		}
 		for waiting := true; waiting; {
 			select {
-			case <-pctx.Done():
-				if ctx.Err() != nil {
-					return nil, bootState{}, context.Cause(ctx)
-				}
+			case <-ctx.Done():
+				return nil, bootState{}, context.Cause(ctx)
+			case <-over.C:
 				return nil, bootState{}, &Error{Kind: ErrNoReboot, Host: c.host,
 					Msg:  fmt.Sprintf("the guest did not come back within %v (boot_id before: %s)", spec.Deadline, spec.OldBoot),
 					Err:  last,
@@ -245,9 +247,7 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 				if r.err == nil {
 					return r.conn, r.boot, nil
 				}
-				if pctx.Err() == nil {
-					last = r.err
-				}
+				last = r.err
 				if errors.Is(r.err, errOldBoot) && !told && time.Since(start) > stillUpNotice {
 					told = true
 					notice(fmt.Sprintf("%s: still up in its old boot after %v; something holds its shutdown", c.host, stillUpNotice))

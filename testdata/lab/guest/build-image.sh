@@ -6,8 +6,9 @@
 #
 #   build-image.sh WORK
 #
-# WORK holds root.tar, sources.list.d/, apt.conf, fakegpu/, ssh/ (host key and
-# authorized_keys) and takes disk.raw and kernel (the kernel's version).
+# WORK holds root.tar, the guest's sources.list.d/ and apt.conf, build.sources and
+# build.conf for the work done here, fakegpu/ and ssh/ (host key and
+# authorized_keys); it takes disk.raw and kernel (the kernel's version).
 # REAL_DRIVER=1 adds Debian's own nvidia modules, built here for that kernel.
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
@@ -64,6 +65,9 @@ mount -t overlay overlay -o "lowerdir=mnt,upperdir=upper,workdir=ovl" build
 bind build
 rm -f build/etc/resolv.conf
 cp /etc/resolv.conf build/etc/resolv.conf
+rm -f build/etc/apt/sources.list.d/* build/etc/apt/apt.conf.d/90lab
+cp build.sources build/etc/apt/sources.list.d/build.sources
+cp build.conf build/etc/apt/apt.conf.d/90build
 printf '#!/bin/sh\nexit 101\n' >build/usr/sbin/policy-rc.d
 chmod 755 build/usr/sbin/policy-rc.d
 sed -i 's/^MODULES=.*/MODULES=list/' build/etc/initramfs-tools/initramfs.conf

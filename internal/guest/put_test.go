@@ -1,0 +1,273 @@
+package guest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gpuguest/internal/guest/guesttest"
+)
+
+type nopCloser struct{ io.ReadSeeker }
+
+func (nopCloser) Close() error { return nil }
+
+// localFile is a File of pseudo-random bytes, owned by whoever runs the tests: only root may give files away.
+func localFile(t testing.TB, size int, path string) (File, []byte) {
+	t.Helper()
+	data := make([]byte, size)
+	var seed [32]byte
+	_, _ = rand.NewChaCha8(seed).Read(data)
+	u, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := user.LookupGroupId(u.Gid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(data)
+	return File{Path: path, Mode: 0o640, Owner: u.Username + ":" + g.Name, Size: int64(size), SHA256: hex.EncodeToString(sum[:]),
+		Open: func() (io.ReadSeekCloser, error) { return nopCloser{bytes.NewReader(data)}, nil }}, data
+}
+
+func mustHold(t testing.TB, path string, data []byte, mode os.FileMode) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, data) {
+		t.Errorf("%s: %d bytes that differ from the %d sent", path, len(got), len(data))
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != mode {
+		t.Errorf("%s: mode %v, %v", path, info.Mode(), err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*gpuguest*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestPutThenPutAgain(t *testing.T) {
+	for _, size := range []int{0, 1, 300 << 10, 9 << 20} {
+		shell, _, cfg := shellGuest(t)
+		c := mustDial(t, cfg)
+		f, data := localFile(t, size, filepath.Join(shell.Dir, "new", "dir", "file name's"))
+		var done atomic.Int64
+		f.Progress = func(n, total int64) {
+			for {
+				old := done.Load()
+				if n <= old || done.CompareAndSwap(old, n) {
+					break
+				}
+			}
+			if total != int64(size) {
+				t.Errorf("total %d", total)
+			}
+		}
+		res, err := c.Put(t.Context(), f)
+		if err != nil || res.Skipped || res.Sent != int64(size) || done.Load() != int64(size) {
+			t.Fatalf("%d bytes: %+v, %v, progress %d", size, res, err, done.Load())
+		}
+		mustHold(t, f.Path, data, 0o640)
+		before := c.Execs()
+		res, err = c.Put(t.Context(), f)
+		if err != nil || !res.Skipped || res.Sent != 0 || c.Execs() != before+1 {
+			t.Errorf("again: %+v, %v, %d execs", res, err, c.Execs()-before)
+		}
+		f.Mode = 0o600
+		if res, err := c.Put(t.Context(), f); err != nil || !res.Skipped {
+			t.Errorf("another mode: %+v, %v", res, err)
+		}
+		mustHold(t, f.Path, data, 0o600)
+	}
+}
+
+func TestPutNoticesAChangedFileInTheGuest(t *testing.T) {
+	shell, _, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	f, data := localFile(t, 100<<10, filepath.Join(shell.Dir, "file"))
+	if _, err := c.Put(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	// The same size and, as far as touch can, the same time: only the content differs.
+	info, err := os.Stat(f.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := bytes.Clone(data)
+	other[5] ^= 1
+	if err := os.WriteFile(f.Path, other, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(f.Path, info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	res, err := c.Put(t.Context(), f)
+	if err != nil || res.Skipped {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	mustHold(t, f.Path, data, 0o640)
+}
+
+func TestPutWithoutAHashWorksItOut(t *testing.T) {
+	shell, _, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	f, data := localFile(t, 1000, filepath.Join(shell.Dir, "file"))
+	want := f.SHA256
+	f.SHA256 = ""
+	if res, err := c.Put(t.Context(), f); err != nil || res.Sent != 1000 {
+		t.Fatalf("got %+v, %v", res, err)
+	}
+	mustHold(t, f.Path, data, 0o640)
+	f.SHA256 = want
+	if res, err := c.Put(t.Context(), f); err != nil || !res.Skipped {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	f.SHA256, f.Size = "", 999
+	if _, err := c.Put(t.Context(), f); err == nil {
+		t.Error("a wrong size was taken")
+	}
+}
+
+func TestPutGoesOnWhereItWasCut(t *testing.T) {
+	shell, s, cfg := shellGuest(t)
+	f, data := localFile(t, 24<<20, filepath.Join(shell.Dir, "file"))
+	c := mustDial(t, cfg)
+	var once atomic.Bool
+	f.Progress = func(done, _ int64) {
+		if done > 16<<20 && once.CompareAndSwap(false, true) {
+			s.Cut()
+		}
+	}
+	within(t, 30*time.Second, func() {
+		if _, err := c.Put(t.Context(), f); !errors.Is(err, ErrDisconnected) {
+			t.Fatalf("got %v", err)
+		}
+	})
+	if pathThere(f.Path) {
+		t.Fatal("the file is there although it is not complete")
+	}
+	part, _ := filepath.Glob(filepath.Join(shell.Dir, ".file.gpuguest-*"))
+	if len(part) != 1 {
+		t.Fatalf("parts: %v", part)
+	}
+	if info, err := os.Stat(part[0]); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("part: %v, %v", info.Mode(), err)
+	}
+	// A block that went bad on the guest's disk is sent again.
+	w, err := os.OpenFile(part[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.WriteAt([]byte("spoilt"), 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	res, err := mustDial(t, cfg).Put(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Resumed < 4<<20 || res.Resumed+res.Sent != f.Size || res.Sent < minChunk {
+		t.Errorf("got %+v", res)
+	}
+	mustHold(t, f.Path, data, 0o640)
+}
+
+func pathThere(p string) bool {
+	_, err := os.Lstat(p)
+	return err == nil
+}
+
+func TestPutOverADistanceUsesMoreConnections(t *testing.T) {
+	shell, s, cfg := shellGuest(t)
+	s.Change(func(o *guesttest.Options) { o.RTT = 30 * time.Millisecond })
+	c := mustDial(t, cfg)
+	f, data := localFile(t, 20<<20, filepath.Join(shell.Dir, "file"))
+	if _, err := c.Put(t.Context(), f); err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, f.Path, data, 0o640)
+	if n := s.Connections(); n < 2 || n > 4 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+func TestStreams(t *testing.T) {
+	for _, tt := range []struct {
+		size int64
+		rtt  time.Duration
+		want int
+	}{
+		{256 << 20, time.Millisecond, 1},
+		{1 << 20, 100 * time.Millisecond, 1},
+		{256 << 20, 10 * time.Millisecond, 2},
+		{256 << 20, 50 * time.Millisecond, 8},
+		{256 << 20, time.Second, 8},
+	} {
+		if got := streams(tt.size, tt.rtt); got != tt.want {
+			t.Errorf("streams(%d, %v) = %d, want %d", tt.size, tt.rtt, got, tt.want)
+		}
+	}
+}
+
+func TestPutAsAnotherUserStagesInTheirHome(t *testing.T) {
+	shell, _, cfg := sudoGuest(t, freeSudo)
+	c := mustDial(t, cfg)
+	f, data := localFile(t, 200<<10, filepath.Join(shell.Dir, "file"))
+	res, err := c.Put(t.Context(), f)
+	if err != nil || res.Sent != f.Size {
+		t.Fatalf("got %+v, %v", res, err)
+	}
+	mustHold(t, f.Path, data, 0o640)
+	if pathThere(filepath.Join(shell.Dir, "home", stagingDir)) {
+		t.Error("the staging directory is left")
+	}
+}
+
+func TestPutRefusals(t *testing.T) {
+	shell, _, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	if err := os.Mkdir(filepath.Join(shell.Dir, "dir"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"relative":                       "not an absolute",
+		"/a/../b":                        "not an absolute",
+		"/":                              "not an absolute",
+		filepath.Join(shell.Dir, "dir"):  "is a directory",
+		"/proc/self/nothing":             "put /proc/self/nothing",
+		"/dev/null/x":                    "put /dev/null/x",
+		filepath.Join(shell.Dir, "a\nb"): "not an absolute",
+		shell.Dir + "/dir/..":            "not an absolute",
+	} {
+		f, _ := localFile(t, 10, path)
+		if _, err := c.Put(t.Context(), f); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", path, err, want)
+		}
+	}
+}
+
+func TestPutThatDoesNotFitIsRefusedBeforeAByteIsSent(t *testing.T) {
+	shell, _, cfg := shellGuest(t)
+	shell.Tool("df", `echo "Filesystem 1024-blocks Used Available Capacity Mounted on"; echo "x 100 100 20 99% /"`)
+	c := mustDial(t, cfg)
+	f, _ := localFile(t, 100<<10, filepath.Join(shell.Dir, "file"))
+	res, err := c.Put(t.Context(), f)
+	if !errors.Is(err, ErrNoSpace) || res.Sent != 0 || hintOf(err) == "" {
+		t.Errorf("got %+v, %v", res, err)
+	}
+}
