@@ -259,8 +259,11 @@ apt-mark showhold | sed 's/^/held /'
 apt-mark showmanual | sed 's/^/manual /'
 cd /
 find etc boot lib/modules usr/src usr/lib/modprobe.d usr/local -xdev -type f \
-	! -path 'etc/ld.so.cache' ! -path 'boot/initrd.img-*' ! -path 'etc/.pwd.lock' ! -name '*-' -print0 |
+	! -path 'etc/ld.so.cache' ! -path 'boot/initrd.img-*' ! -path 'etc/.pwd.lock' ! -name '*-' \
+	! -path etc/passwd ! -path etc/shadow ! -path etc/group ! -path etc/gshadow -print0 |
 	xargs -0 sha256sum | awk '{ print "file", $2, $1 }'
+# Debian's packages leave their system users behind when they are purged, by its policy.
+for f in passwd shadow group gshadow; do grep -v '^nvpd:' "etc/$f" | sed "s/^/$f /"; done
 find etc boot lib/modules usr/src -xdev -type l -printf 'link %p %l\n'
 find etc boot lib/modules usr/src -xdev -type d -printf 'directory %p %m\n'
 ls boot | sed 's/^/boot /'
