@@ -96,7 +96,7 @@ func init() {
 			m := in.Distro.Packages
 			return []action.Action{
 				action.Write{Path: distros.ExtraSourcesPath, Data: []byte(extraSources(in))},
-				action.Run{Title: "fetch the package lists", Script: m.Quiet(m.Refresh(distros.Refresh{}))},
+				action.Run{Title: "fetch the package lists", Script: m.Quiet(freshLists(in))},
 			}
 		},
 	})

@@ -314,6 +314,9 @@ func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[step
 			return v, err
 		}
 		changed = true
+		if it.Replan {
+			return again, nil
+		}
 	}
 	if v, err := r.boot(ctx, changed); v == again || err != nil {
 		return v, err

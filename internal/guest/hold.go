@@ -88,11 +88,13 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 	var ended sync.WaitGroup
 	ended.Add(2)
 	stdout.done, stderr.done = ended.Done, ended.Done
-	sess.Stdout, sess.Stderr = failing{stdout, cancel}, failing{stderr, cancel}
+	sess.Stdout, sess.Stderr = &gate{w: stdout, fail: cancel}, &gate{w: stderr, fail: cancel}
 	c.execs.Add(1)
 	stop := func() { _ = sess.Close() }
-	if err := c.do(ctx, func() error { return sess.Start(line) }, stop); err != nil {
-		_ = sess.Close()
+	if err := c.call(ctx, func() error { return sess.Start(line) }, stop); err != nil {
+		if ctx.Err() == nil {
+			stop()
+		}
 		return Result{}, nil, c.explain(ctx, err)
 	}
 
@@ -108,10 +110,9 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 	})
 	c.tasks.Go(l.feed.run)
 	c.tasks.Go(func() { ended.Wait(); close(both) })
-	err = c.do(ctx, func() error { <-both; return nil }, stop)
+	err = c.call(ctx, func() error { <-both; return nil }, l.end)
 	if err != nil {
-		l.end()
-		return Result{}, nil, err
+		return Result{}, nil, c.explain(ctx, err)
 	}
 	out, code, ok := stdout.result()
 	words, _, _ := stderr.result()
