@@ -116,7 +116,8 @@ func (m *machine) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known := "* " + string(host)
+	// A pattern without a port stands for port 22 alone where Go reads it.
+	known := fmt.Sprintf("*,[*]:%d,[*]:%d %s", installPort, gatePort, host)
 	config := "Host near\n\tHostName " + nearAddress + "\nHost far\n\tHostName " + farAddress +
 		"\nHost install\n\tHostName 127.0.0.1\n\tPort " + strconv.Itoa(installPort) +
 		"\nHost gate\n\tHostName 127.0.0.1\n\tPort " + strconv.Itoa(gatePort) +
