@@ -29,8 +29,8 @@ func work(ctx context.Context, args []string, out io.Writer) error {
 		return json.NewEncoder(out).Encode(s)
 	case name == "reboot" && len(rest) == 1:
 		return workReboot(ctx, config("gate"), rest[0])
-	case name == "put" && len(rest) == 3:
-		return workPut(ctx, config(rest[0]), rest[1], rest[2])
+	case name == "put" && len(rest) == 4:
+		return workPut(ctx, config(rest[0]), rest[1], rest[2], rest[3])
 	default:
 		return fmt.Errorf("worker %q: there is no such work", args)
 	}
