@@ -87,12 +87,13 @@ copy() {
 	fi
 }
 
-# follow NAME ATTEMPT OFFSET: state first and log second, so that nothing printed before the end is missed.
+# follow NAME ATTEMPT OFFSET: state first and log second, so that nothing printed before the end is missed. The
+# job's end is seen at once, whatever the wait; the log is a second late at most.
 follow() {
 	dir=$jobs/$1/$2 off=$3
 	say "attempt $2 $off"
 	while :; do
-		state_of "$dir" 0.25
+		state_of "$dir" 1
 		[ "$st" = absent ] || copy "$dir"
 		case $st in
 		running) ;;
@@ -105,10 +106,10 @@ follow() {
 			exit 0
 			;;
 		esac
-		# Every 20 rounds, 5 s, a word that a client gone for good cannot take: a silent job's follower
-		# would otherwise stay until the job ends.
+		# Every few seconds a word that a client gone for good cannot take: a silent job's follower would
+		# otherwise stay until the job ends.
 		beat=$((${beat:-0} + 1))
-		if [ "$beat" -ge 20 ]; then
+		if [ "$beat" -ge 5 ]; then
 			beat=0
 			say alive || exit 94
 		fi

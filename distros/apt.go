@@ -93,11 +93,12 @@ func (a apt) Fetched(uri string) string {
 }
 
 // apt-helper is there wherever apt is, which curl and wget are not, and it uses apt's own proxy settings.
+// What it downloaded with the wrong sum it keeps as .FAILED.
 func (a apt) Download(url, dest, sum string) string {
 	part := sh.Quote(dest + ".part")
 	return `rm -f ` + part + `
 if ! /usr/lib/apt/apt-helper -o Acquire::Retries=3 download-file ` + sh.Join(url, dest+".part", "SHA256:"+strings.ToLower(sum)) + `; then
-	rm -f ` + part + `
+	rm -f ` + part + ` ` + sh.Quote(dest+".part.FAILED") + `
 	exit 1
 fi
 echo ` + sh.Quote(strings.ToLower(sum)+"  "+dest+".part") + ` | sha256sum -c --status || {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"gpuguest/internal/catalog"
 	"gpuguest/internal/facts"
 )
 
@@ -105,6 +106,9 @@ type Persistence struct {
 	Package string // installed with the driver packages
 	Unit    string // "nvidia-persistenced.service"
 	User    string // the unprivileged account it runs as, "" unknown: ask the unit
+	// DropIn is what /etc/systemd/system/<Unit>.d/ must hold for the unit to start at boot with persistence
+	// mode on; "" when the unit does so by itself, as far as is known.
+	DropIn string
 }
 
 // Names are the values that templates are filled with.
@@ -291,28 +295,28 @@ func unsupported(osr facts.OS, id, version string, told bool) string {
 	if told {
 		return msg
 	}
-	for _, like := range osr.Like {
-		for _, d := range All() {
-			if d.ID == strings.ToLower(like) {
-				return fmt.Sprintf("%s; it says it is like %s: if it follows %s, say --as %s", msg, strings.Join(osr.Like, " "), d.Name, closest(like, osr))
-			}
+	for _, like := range append([]string{id}, osr.Like...) {
+		if d, ok := closest(strings.ToLower(like), osr); ok {
+			return fmt.Sprintf("%s; if its packages are those of %s, say --as %s", msg, d.Name, d)
 		}
 	}
 	return msg
 }
 
-// closest guesses which release of a distribution a derivative follows, for the hint only: the one with
-// the derivative's codename, else the newest.
-func closest(id string, osr facts.OS) string {
-	best := ""
+// closest guesses which release of a distribution a guest is nearest to, for the hint only: the one with
+// its codename, else, for an unknown release of a known distribution, the one before it, else the newest.
+func closest(id string, osr facts.OS) (Distro, bool) {
+	var best Distro
 	for _, d := range All() {
-		if d.ID != strings.ToLower(id) {
+		if d.ID != id {
 			continue
 		}
 		if osr.Codename != "" && d.Codename == osr.Codename {
-			return d.String()
+			return d, true
 		}
-		best = d.String()
+		if best.ID == "" || strings.ToLower(osr.ID) != id || catalog.CompareVersions(d.Version, osr.VersionID) <= 0 {
+			best = d
+		}
 	}
-	return best
+	return best, best.ID != ""
 }

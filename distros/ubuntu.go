@@ -51,6 +51,15 @@ func ubuntuNVIDIA(suffixed []int, from int, fact string) []Offer {
 	return append(offers, offer(Offer{Min: from}, FlavorOpen, "nvidia-open"), offer(Offer{Min: from}, FlavorProprietary, "cuda-drivers"))
 }
 
+// ubuntuPersistence is how Ubuntu packages the daemon: its unit turns persistence mode off again, stops when
+// nothing needs it and is in no target (seen in systemctl status and systemctl cat of 20.04 to 24.04).
+func ubuntuPersistence(pkg string) Persistence {
+	return Persistence{
+		Package: pkg, Unit: "nvidia-persistenced.service", User: "nvidia-persistenced",
+		DropIn: "[Unit]\nStopWhenUnneeded=false\n\n[Service]\nExecStart=\nExecStart=/usr/bin/nvidia-persistenced --user nvidia-persistenced --verbose\n\n[Install]\nWantedBy=multi-user.target\n",
+	}
+}
+
 // ubuntuServer are the offers of Ubuntu's own -server packages for one branch: built by DKMS, and, with
 // precompiled, prebuilt and signed by Canonical for each of Ubuntu's kernels.
 func ubuntuServer(branch int, flavors []string, precompiled bool, fact string) []Offer {
@@ -64,7 +73,7 @@ func ubuntuServer(branch int, flavors []string, precompiled bool, fact string) [
 			Source: SourceDistro, Flavor: flavor, Modules: ModulesDKMS, Branches: []int{branch},
 			Packages: []string{"nvidia-headless" + suffix, "nvidia-utils-{branch}-server"},
 			Module:   "nvidia", DKMSName: "nvidia", Fact: fact,
-			Persistence: Persistence{Package: "nvidia-compute-utils-{branch}-server", Unit: "nvidia-persistenced.service"},
+			Persistence: ubuntuPersistence("nvidia-compute-utils-{branch}-server"),
 		}
 		offers = append(offers, o)
 		if precompiled {

@@ -19,7 +19,7 @@ func init() {
 	own := Offer{
 		Source: SourceDistro, Flavor: FlavorProprietary, Modules: ModulesDKMS, Branches: []int{535},
 		Packages: []string{"nvidia-headless-{branch}", "nvidia-utils-{branch}"}, Module: "nvidia", DKMSName: "nvidia",
-		Persistence: Persistence{Package: "nvidia-compute-utils-{branch}", Unit: "nvidia-persistenced.service"},
+		Persistence: ubuntuPersistence("nvidia-compute-utils-{branch}"),
 		Fact:        "packages.ubuntu.com: nvidia-graphics-drivers-535 in focal-updates",
 	}
 	ownOpen := own

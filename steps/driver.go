@@ -19,8 +19,11 @@ func init() {
 			return must(in.Distro.Packages.Installed(in.Choice.Pin...), "the pin is not installed")
 		},
 		Apply: func(in Input) []action.Action {
-			m := in.Distro.Packages
-			return []action.Action{action.Run{Title: "install " + strings.Join(in.Choice.Pin, " "), Packages: true, Script: m.Quiet(m.Install(in.Choice.Pin...))}}
+			return []action.Action{action.Run{
+				Title:    "install " + strings.Join(in.Choice.Pin, " "),
+				Packages: true,
+				Script:   in.Distro.Packages.Quiet(installPackages(in, in.Choice.Pin...)),
+			}}
 		},
 		Hint: "the repository may not carry this branch or version: --driver names another",
 	})
@@ -49,10 +52,11 @@ func init() {
 			return in.Facts.Driver.Loaded != "" && !driverMet(in)
 		},
 		Apply: func(in Input) []action.Action {
-			m := in.Distro.Packages
-			acts := []action.Action{action.Run{Title: "install " + strings.Join(in.Choice.Packages, " "), Packages: true, Script: m.Quiet(lines(
-				unlessOffered(in, in.Choice.Packages...),
-				m.Install(in.Choice.Packages...)))}}
+			acts := []action.Action{action.Run{
+				Title:    "install " + strings.Join(in.Choice.Packages, " "),
+				Packages: true,
+				Script:   in.Distro.Packages.Quiet(installPackages(in, in.Choice.Packages...)),
+			}}
 			if in.Choice.Modules == choice.ModulesDKMS {
 				acts = append(acts, action.Run{Title: "build the modules for kernel " + in.Facts.Kernel.Next, Script: buildModules(in)})
 			}

@@ -21,11 +21,8 @@ func init() {
 				`[ -e `+sh.Quote(build)+` ] || { echo "no build tree for kernel" `+sh.Quote(in.Facts.Kernel.Next)+`; exit 1; }`)
 		},
 		Apply: func(in Input) []action.Action {
-			m := in.Distro.Packages
 			return []action.Action{
-				action.Run{Title: "install headers and build tools", Packages: true, Script: m.Quiet(lines(
-					unlessOffered(in, headerPackages(in)...),
-					m.Install(headerPackages(in)...)))},
+				action.Run{Title: "install headers and build tools", Packages: true, Script: in.Distro.Packages.Quiet(installPackages(in, headerPackages(in)...))},
 			}
 		},
 		Hint: "the exact headers of the kernel may have left the archive: upgrade the guest's kernel, reboot and run gpuguest again",

@@ -5,6 +5,11 @@ import (
 	"gpuguest/internal/sh"
 )
 
+// dropIn is where what the distribution's own unit lacks is added.
+func dropIn(in Input) string {
+	return "/etc/systemd/system/" + in.Choice.Persistence.Unit + ".d/gpuguest.conf"
+}
+
 func init() {
 	register(Step{
 		ID:     "persistence",
@@ -14,9 +19,12 @@ func init() {
 		Wanted: func(in Input) bool { return in.Choice.Persistence.Unit != "" && in.Facts.Init.Name == "systemd" },
 		Check: func(in Input) string {
 			unit := sh.Quote(in.Choice.Persistence.Unit)
-			script := []string{
-				`[ "$(systemctl is-enabled ` + unit + ` 2>/dev/null)" = enabled ] || { echo ` + unit + ` "is not enabled at boot"; exit 1; }`,
+			var script []string
+			if d := in.Choice.Persistence.DropIn; d != "" {
+				script = append(script, `printf %s `+sh.Quote(d)+` | cmp -s - `+sh.Quote(dropIn(in))+` || { echo "the unit does not keep persistence mode on"; exit 1; }`)
 			}
+			script = append(script,
+				`[ "$(systemctl is-enabled `+unit+` 2>/dev/null)" = enabled ] || { echo `+unit+` "is not enabled at boot"; exit 1; }`)
 			if hasGPU(in) {
 				script = append(script,
 					`[ "$(systemctl is-active `+unit+` 2>/dev/null)" = active ] || { echo `+unit+` "does not run"; systemctl status --no-pager -n 5 `+unit+` 2>&1 | tail -n 6; exit 1; }`,
@@ -38,7 +46,13 @@ func init() {
 					`	timeout 60 nvidia-smi -pm 1`,
 					`fi`)
 			}
-			return []action.Action{action.Run{Title: "enable and start " + in.Choice.Persistence.Unit, Script: script}}
+			var acts []action.Action
+			if d := in.Choice.Persistence.DropIn; d != "" {
+				acts = append(acts,
+					action.Write{Path: dropIn(in), Data: []byte(d)},
+					action.Run{Title: "have systemd read the unit anew", Script: `systemctl daemon-reload`})
+			}
+			return append(acts, action.Run{Title: "enable and start " + in.Choice.Persistence.Unit, Script: script})
 		},
 	})
 }

@@ -64,8 +64,12 @@ func init() {
 				return nil
 			}
 			m := in.Distro.Packages
+			var get action.Action = action.Run{Title: "fetch the keyring package and check its SHA-256", Script: m.Download(r.KeyringURL, keyringFile, r.KeyringSHA256)}
+			if in.Want.KeyringSent {
+				get = action.Send{Path: keyringFile, SHA256: r.KeyringSHA256}
+			}
 			return []action.Action{
-				action.Run{Title: "fetch the keyring package and check its SHA-256", Script: m.Download(r.KeyringURL, keyringFile, r.KeyringSHA256)},
+				get,
 				action.Run{Title: "install the keyring package", Packages: true, Script: lines(
 					`keep `+sh.Quote(r.ListPath),
 					m.Quiet(m.InstallFile(keyringFile)),
@@ -92,7 +96,7 @@ func init() {
 			m := in.Distro.Packages
 			return []action.Action{
 				action.Write{Path: distros.ExtraSourcesPath, Data: []byte(extraSources(in))},
-				action.Run{Title: "fetch the package lists", Script: m.Quiet(m.Refresh(distros.Refresh{}))},
+				action.Run{Title: "fetch the package lists", Script: m.Quiet(freshLists(in))},
 			}
 		},
 	})

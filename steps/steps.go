@@ -129,8 +129,31 @@ func must(script, why string) string {
 	return "( " + strings.TrimRight(script, "\n") + "\n) >/dev/null 2>&1 || { echo " + sh.Quote(why) + "; exit 1; }"
 }
 
-// unlessOffered refreshes the package lists when a package that is to be installed is not known.
-func unlessOffered(in Input, packages ...string) string {
+// freshLists fetches the package lists of the sources that the work needs; another's failure is told and
+// not fatal.
+func freshLists(in Input) string {
+	need := in.Distro.Archive(in.Facts, in.Want.Mirror)
+	if in.Choice.Source == choice.SourceNVIDIA {
+		// The mirror then stands for NVIDIA's repository and not for the distribution's archive.
+		need = in.Distro.Archive(in.Facts, "")
+	}
+	return in.Distro.Packages.Refresh(distros.Refresh{Need: need})
+}
+
+// installPackages installs packages. Lists that are not there, or so old that a file they name has left
+// the archive, are fetched first or fetched again; an install that fails twice fails.
+func installPackages(in Input, packages ...string) string {
 	m := in.Distro.Packages
-	return "if ! ( " + strings.TrimRight(m.Offered(packages...), "\n") + "\n) >/dev/null 2>&1; then\n" + m.Refresh(distros.Refresh{}) + "\nfi"
+	return lines(
+		`if ! ( `+m.Offered(packages...)+``,
+		`) >/dev/null 2>&1; then`,
+		freshLists(in),
+		`elif ( `+m.Install(packages...)+``,
+		`); then`,
+		`	exit 0`,
+		`else`,
+		`	echo "gpuguest: fetch the package lists anew and try again"`,
+		freshLists(in),
+		`fi`,
+		m.Install(packages...))
 }

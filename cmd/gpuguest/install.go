@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -49,6 +51,7 @@ func (b *bootFlags) check() error {
 func newInstall(a *app) *cobra.Command {
 	var w choice.Want
 	var b bootFlags
+	var keyring string
 	c := &cobra.Command{
 		Use:   "install --host GUEST",
 		Short: "Install and verify the NVIDIA driver in a guest",
@@ -65,7 +68,15 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 				return err
 			}
 			w.Reboot = b.reboot
-			return a.converge(c.Context(), b, func(f facts.Facts) (plan.Plan, error) {
+			files := make(map[string]string)
+			if keyring != "" {
+				sum, err := sha256File(keyring)
+				if err != nil {
+					return err
+				}
+				files[sum], w.KeyringSent = keyring, true
+			}
+			return a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
 				in, err := plan.Input(f, w)
 				if err != nil {
 					return plan.Plan{}, err
@@ -77,11 +88,26 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 	a.addReach(c)
 	addWant(c, &w)
 	b.add(c)
+	c.Flags().StringVar(&keyring, "keyring", "", "NVIDIA's keyring package, `FILE`: send it instead of having the guest fetch it")
 	return c
 }
 
-// converge brings one guest to what makePlan says and prints the report.
-func (a *app) converge(ctx context.Context, b bootFlags, makePlan func(facts.Facts) (plan.Plan, error)) error {
+func sha256File(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// converge brings one guest to what makePlan says and prints the report. files are those that the plan
+// may send, by SHA-256.
+func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error)) error {
 	if err := b.check(); err != nil {
 		return err
 	}
@@ -90,7 +116,7 @@ func (a *app) converge(ctx context.Context, b bootFlags, makePlan func(facts.Fac
 	}
 	ui := newUI(a.err, a.host)
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Tell: ui.tell, Hint: knownCause,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Tell: ui.tell, Hint: knownCause,
 		Owner: owner(), LockWait: b.busyWait,
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
 		Patience: 5 * time.Minute,

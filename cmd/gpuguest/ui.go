@@ -33,6 +33,7 @@ type ui struct {
 	step  string // "4/14 headers: install headers …"
 	line  string // the last line of its output
 	since time.Time
+	drawn time.Time
 	stop  chan struct{}
 	ended sync.WaitGroup
 }
@@ -84,6 +85,7 @@ func (u *ui) draw() {
 	if u.bar == nil {
 		return
 	}
+	u.drawn = time.Now()
 	text := u.step
 	if !u.since.IsZero() {
 		text += fmt.Sprintf(" %s", seconds(time.Since(u.since).Seconds()))
@@ -130,6 +132,13 @@ func (u *ui) tell(e engine.Event) {
 			}
 		}
 		u.draw()
+	case engine.Sending:
+		if e.Total > 0 {
+			u.line = fmt.Sprintf("sending %s, %d of %d MB (%d %%)", e.Text, e.Done>>20, e.Total>>20, e.Done*100/e.Total)
+		}
+		if time.Since(u.drawn) > 100*time.Millisecond {
+			u.draw()
+		}
 	case engine.StepEnded:
 		if e.State == engine.Changed && !u.since.IsZero() {
 			u.say("%d/%d %s: %s, %s", e.Index, e.Of, e.Step, e.State, seconds(time.Since(u.since).Seconds()))

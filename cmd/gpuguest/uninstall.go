@@ -23,7 +23,7 @@ command line are those of before. What others did since is left alone.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			w.Reboot = b.reboot
-			return a.converge(c.Context(), b, func(f facts.Facts) (plan.Plan, error) {
+			return a.converge(c.Context(), b, nil, func(f facts.Facts) (plan.Plan, error) {
 				in, err := plan.Bare(f, w)
 				if err != nil {
 					return plan.Plan{}, err

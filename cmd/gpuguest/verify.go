@@ -30,7 +30,7 @@ in the guest. A driver that gpuguest did not install is held against itself: its
 				return err
 			}
 			b.reboot, w.Reboot = choice.RebootNever, choice.RebootNever
-			return a.converge(c.Context(), b, func(f facts.Facts) (plan.Plan, error) {
+			return a.converge(c.Context(), b, nil, func(f facts.Facts) (plan.Plan, error) {
 				in, err := installed(f, w)
 				if err != nil {
 					return plan.Plan{}, err

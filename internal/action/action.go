@@ -1,4 +1,5 @@
-// Package action holds the two things a step may ask to have done in a guest: run a script, write a file.
+// Package action holds the things a step may ask to have done in a guest: run a script, write a file,
+// send a file.
 //
 // An action is a value. It never reaches a guest by itself: internal/engine turns actions into one script
 // and has that script run.
@@ -6,7 +7,7 @@ package action
 
 import "io/fs"
 
-// Action is a Run or a Write.
+// Action is a Run, a Write or a Send.
 type Action interface{ action() }
 
 // Run is a POSIX sh script, run as root with `set -eu` in force and the guest's hygiene variables
@@ -27,5 +28,13 @@ type Write struct {
 	Data []byte
 }
 
+// Send puts a file of the client's at Path: the engine uploads it before the step's script runs, and the
+// script proves that it is there whole.
+type Send struct {
+	Path   string
+	SHA256 string // lower-case hex; it is also what the engine finds the client's file by
+}
+
 func (Run) action()   {}
 func (Write) action() {}
+func (Send) action()  {}

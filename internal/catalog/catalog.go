@@ -115,7 +115,7 @@ type Branch struct {
 	EOL              string // "2028-06", or Unknown
 	ArchMin, ArchMax string // oldest and newest GPU architecture
 	Open             string // OpenNo, OpenOptIn, OpenDefault, OpenOnly
-	OpenKernel       string // oldest kernel the open modules build for, "" none known
+	OpenKernel       string // oldest kernel the open modules build for, "" no limit known; where it is not known, that of the branch before, since no branch has brought an older kernel back
 	KernelBelow      string // first kernel known to be too new for its modules, "" none known
 	Latest           string // newest version seen, "" unknown
 	Source           string // where the row comes from
@@ -123,6 +123,7 @@ type Branch struct {
 
 var branches = sync.OnceValue(func() []Branch {
 	var all []Branch
+	openKernel := ""
 	for line := range body(assets.Branches) {
 		f := strings.Split(line, "\t")
 		for i := range f {
@@ -130,9 +131,10 @@ var branches = sync.OnceValue(func() []Branch {
 				f[i] = ""
 			}
 		}
+		openKernel = cmp.Or(f[7], openKernel)
 		all = append(all, Branch{
 			Number: leadingInt(f[0]), Kind: f[1], State: f[2], EOL: f[3], ArchMin: f[4], ArchMax: f[5],
-			Open: f[6], OpenKernel: f[7], KernelBelow: f[8], Latest: f[9], Source: f[10],
+			Open: f[6], OpenKernel: openKernel, KernelBelow: f[8], Latest: f[9], Source: f[10],
 		})
 	}
 	return all

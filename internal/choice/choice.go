@@ -35,6 +35,7 @@ type Want struct {
 
 	Mirror        string   // URL that replaces the source's own, without the repository directory: the mirror's counterpart of …/compute/cuda/repos (nvidia) or of the distribution's archive (distro)
 	KeyringSHA256 string   // of the mirror's keyring package when it is not NVIDIA's own
+	KeyringSent   bool     // the keyring package is sent by the client and not fetched by the guest
 	KernelArgs    []string // extra kernel arguments
 	HoldKernel    bool
 	NoGPU         bool     // the guest has no GPU: prove what can be proved
@@ -49,7 +50,7 @@ type Want struct {
 type Choice struct {
 	Source, Flavor, Modules string
 	Branch                  int                 // 580
-	Version                 string              // full version when one was asked for or the source has only one; "" newest of the branch
+	Version                 string              // the full version asked for, else the one the guest has of this very driver, else "": the newest of the branch
 	Packages                []string            // driver packages to install, names only, in order
 	Pin                     []string            // packages that pin the branch, installed before
 	Headers                 []string            // header packages for the next kernel and those after; nil with precompiled modules

@@ -139,6 +139,13 @@ func TestMakeDecides(t *testing.T) {
 				f.Packages = map[string]string{"nvidia-kernel-dkms": "535.261.03-1", "nvidia-smi": "535.261.03-1", "libcuda1": "535.261.03-1", "libnvidia-cfg1": "535.261.03-1"}
 			},
 			get: "distro 535 proprietary dkms: nvidia-kernel-dkms nvidia-smi libcuda1 libnvidia-cfg1 nvidia-persistenced"},
+		{name: "what somebody else put in stays", as: "debian:12", gpus: []string{t4},
+			edit: func(f *facts.Facts) {
+				f.Packages = map[string]string{"nvidia-driver": "535.261.03-1", "nvidia-kernel-dkms": "535.261.03-1", "nvidia-smi": "535.261.03-1"}
+			},
+			get: "distro 535 proprietary dkms: nvidia-kernel-dkms nvidia-smi libcuda1 libnvidia-cfg1 nvidia-persistenced"},
+		{name: "the flavor that is installed stays", as: "ubuntu:24.04", gpus: []string{t4}, edit: func(f *facts.Facts) { f.Packages = map[string]string{"cuda-drivers-580": "580.95.05-1"} },
+			get: "nvidia 580 proprietary dkms: cuda-drivers-580 nvidia-persistenced (nvidia-driver-pinning-580)"},
 		{name: "what is installed stays, prebuilt, under a new kernel", as: "ubuntu:24.04", gpus: []string{t4},
 			edit: func(f *facts.Facts) {
 				f.Packages = map[string]string{"nvidia-headless-no-dkms-580-server-open": "580.95.05-0ubuntu0.24.04.1", "nvidia-utils-580-server": "580.95.05-0ubuntu0.24.04.1", "linux-modules-nvidia-580-server-open-6.8.0-44-generic": "6.8.0-44.44"}
@@ -306,7 +313,11 @@ func TestMakeRefuses(t *testing.T) {
 func TestEveryGPUGetsADriverThatDrivesItOrARefusal(t *testing.T) {
 	served := map[string]int{}
 	for as := range kernels {
+		i := 0
 		for g := range catalog.GPUs() {
+			if i++; i%9 != 0 && as != "debian:12" && as != "ubuntu:22.04" {
+				continue // these two have offers for every kind of GPU; the others are sampled
+			}
 			f, d := guest(t, as, "10de:"+g.Device)
 			c, err := Make(f, d, Want{})
 			var r *Refusal
@@ -347,7 +358,7 @@ func TestEveryGPUGetsADriverThatDrivesItOrARefusal(t *testing.T) {
 // wants are many wishes, sensible and not.
 func wants() []Want {
 	var all []Want
-	for _, driver := range []string{"", "470", "535", "580", "580.95.05", "595", "616", "620", "999"} {
+	for _, driver := range []string{"", "470", "535", "580", "580.95.05", "595", "620", "999"} {
 		for _, flavor := range []string{"", FlavorOpen, FlavorProprietary} {
 			for _, source := range []string{"", SourceNVIDIA, SourceDistro} {
 				for _, modules := range []string{"", ModulesDKMS, ModulesPrecompiled} {
@@ -432,7 +443,10 @@ func TestTheNearestIsPossibleAndAChoiceIsWhatWasAskedFor(t *testing.T) {
 func TestASecondRunChoosesWhatTheFirstInstalled(t *testing.T) {
 	for as := range kernels {
 		for _, gpu := range []string{k80, v100, t4, rtx5090} {
-			for _, w := range wants() {
+			for i, w := range append(wants(), Want{Driver: "616"}) {
+				if i%3 == 1 {
+					continue // --modules dkms says what is so anyway
+				}
 				f, d := guest(t, as, gpu)
 				first, err := Make(f, d, w)
 				if err != nil {
@@ -450,7 +464,7 @@ func TestASecondRunChoosesWhatTheFirstInstalled(t *testing.T) {
 				}
 				for name, again := range map[string]Want{"the same": w, "no": {}} {
 					second, err := Make(f, d, again)
-					if err != nil || brief(second) != brief(first) {
+					if err != nil || brief(second) != brief(first) || second.Version != fmt.Sprintf("%d.999.99", first.Branch) {
 						t.Fatalf("%s %s %+v, then %s wish:\nfirst  %s\nsecond %s, %v", as, gpu, w, name, brief(first), brief(second), err)
 					}
 				}

@@ -298,17 +298,6 @@ func has(b catalog.Branch, flavor string) bool {
 
 // lookAround lists what there is: in the sources and in the guest.
 func (r *request) lookAround() {
-	branches := catalog.Branches()
-	for i := range r.d.Offers {
-		for j := range branches {
-			c := candidate{offer: &r.d.Offers[i], branch: &branches[j]}
-			if c.offer.Serves(c.branch.Number, r.f.Arch) && has(*c.branch, c.offer.Flavor) {
-				c.here = r.installed(c)
-				r.all = append(r.all, c)
-			}
-		}
-	}
-	slices.SortStableFunc(r.all, r.compare)
 	r.marks = map[string]string{}
 	for source, patterns := range r.d.Marks {
 		for p := range r.f.Packages {
@@ -322,6 +311,17 @@ func (r *request) lookAround() {
 			}
 		}
 	}
+	branches := catalog.Branches()
+	for i := range r.d.Offers {
+		for j := range branches {
+			c := candidate{offer: &r.d.Offers[i], branch: &branches[j]}
+			if c.offer.Serves(c.branch.Number, r.f.Arch) && has(*c.branch, c.offer.Flavor) {
+				c.here = r.installed(c)
+				r.all = append(r.all, c)
+			}
+		}
+	}
+	slices.SortStableFunc(r.all, r.compare)
 }
 
 // compare puts the better candidate first. What the guest already has comes before everything: a second
@@ -441,6 +441,20 @@ func (r *request) archived(c candidate) string {
 	return ""
 }
 
+// present returns the version of a candidate that the guest has, "" when it has it not. What an archive
+// offers is no promise: its lists may be refreshed before anything is installed from it.
+func (r *request) present(c candidate) string {
+	if !c.here {
+		return ""
+	}
+	for _, p := range r.expand(c, c.offer.Packages) {
+		if v := upstream(r.f.Packages[p]); v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
 // upstream cuts a package version to the driver version in it; "" when it holds none (a kernel's package).
 func upstream(v string) string {
 	if n, err := catalog.BranchOf(v); err != nil || n < 300 {
@@ -504,25 +518,13 @@ func (r *request) kernelObjection(c candidate) string {
 	if limit := c.branch.KernelBelow; limit != "" && compareKernels(r.kernel, limit) >= 0 {
 		return fmt.Sprintf("the modules of branch %d do not build for kernels from %s on, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
-	if limit := openKernel(*c.branch); c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
+	if limit := c.branch.OpenKernel; c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
 		return fmt.Sprintf("the open modules of branch %d need kernel %s or newer, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
 	if strings.Contains(r.kernel, "-rt-") || strings.HasSuffix(r.kernel, "-rt") || strings.HasSuffix(r.kernel, "-realtime") {
 		return "NVIDIA's modules do not build for a PREEMPT_RT kernel, and " + r.kernel + " starts next"
 	}
 	return ""
-}
-
-// openKernel is the oldest kernel the open modules of a branch build for. Where the table does not know, it
-// is at least that of the branch before: no branch has brought an older kernel back.
-func openKernel(b catalog.Branch) string {
-	limit := ""
-	for _, o := range catalog.Branches() {
-		if o.Number <= b.Number && o.OpenKernel != "" {
-			limit = o.OpenKernel
-		}
-	}
-	return limit
 }
 
 func (r *request) repoObjection(c candidate) string {
@@ -541,6 +543,9 @@ func (r *request) packagesObjection(c candidate) string {
 		if p := r.marks[source]; p != "" && source != c.offer.Source {
 			return fmt.Sprintf("the guest has driver packages of %s (%s), and those of two sources break each other: stay with --source %s, or uninstall them first", r.sourceName(source), p, source)
 		}
+	}
+	if len(r.f.Packages)+len(r.f.Offered) == 0 {
+		return ""
 	}
 	for _, p := range r.expand(c, c.offer.Packages) {
 		have := upstream(r.f.Packages[p])
@@ -591,21 +596,26 @@ func (r *request) secureBootObjection(c candidate) string {
 		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; a guest without a console cannot confirm an enrolment of its own"
 }
 
-// installed tells whether a candidate is what the guest has. Packages for one kernel do not count: a new
-// kernel that has none yet is no other choice.
+// installed tells whether a candidate is what the guest has: all its packages, or, where somebody put in
+// more or less than we would, the first, which carries the modules, along with others of the same source
+// alone. Packages for one kernel do not count: a new kernel that has none yet is no other choice.
 func (r *request) installed(c candidate) bool {
-	any := false
-	for _, p := range distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number}) {
-		v, ok := r.f.Packages[p]
-		if !ok || v == "" {
-			return false
-		}
-		if b, err := catalog.BranchOf(upstream(v)); err == nil && b != c.branch.Number {
-			return false
-		}
-		any = true
+	if len(r.f.Packages) == 0 {
+		return false
 	}
-	return any
+	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number})
+	have := func(p string) bool {
+		v := r.f.Packages[p]
+		b, err := catalog.BranchOf(upstream(v))
+		return v != "" && (err != nil || b == c.branch.Number)
+	}
+	if len(names) == 0 || !have(names[0]) {
+		return false
+	}
+	if r.marks[c.offer.Source] != "" && len(r.marks) == 1 {
+		return true
+	}
+	return !slices.ContainsFunc(names, func(p string) bool { return !have(p) })
 }
 
 func (r *request) expand(c candidate, templates []string) []string {
@@ -621,7 +631,7 @@ func (r *request) choose(c candidate) Choice {
 	o := *c.offer
 	ch := Choice{
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
-		Version: cmp.Or(r.wish.version, r.archived(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
+		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
 		Module: o.Module, DKMSName: o.DKMSName, Signed: o.Signed, Persistence: o.Persistence,
 		License: LicenseProprietary, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
 	}
@@ -733,6 +743,8 @@ func (r *request) why(c candidate) []string {
 		say("Flavor %s: %s needs it.", c.offer.Flavor, r.limiting(func(g GPU) bool { return g.Flavor == r.flavor }))
 	case r.wish.flavor != "":
 		say("Flavor %s: asked for.", c.offer.Flavor)
+	case c.here:
+		say("Flavor %s: the guest has it already.", c.offer.Flavor)
 	case preferred(c):
 		say("Flavor %s: the default of branch %d for GPUs that both drive.", c.offer.Flavor, c.branch.Number)
 	default:
@@ -741,6 +753,8 @@ func (r *request) why(c candidate) []string {
 	switch {
 	case r.wish.modules != "":
 		say("Modules %s: asked for.", c.offer.Modules)
+	case c.here:
+		say("Modules %s: the guest has them so already.", c.offer.Modules)
 	case c.offer.Modules == ModulesPrecompiled && r.enforced():
 		say("Modules precompiled: Secure Boot is enforced, and these are signed.")
 	case c.offer.Modules == ModulesPrecompiled:

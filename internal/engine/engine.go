@@ -13,10 +13,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path"
 	"strings"
 	"time"
 
 	"gpuguest/assets"
+	"gpuguest/internal/action"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
@@ -26,12 +29,13 @@ import (
 
 // Config says what to do to which guest.
 type Config struct {
-	Host string                                     // as the user names it, for messages
-	Dial func(context.Context) (*guest.Conn, error) // reaches the guest
-	Plan func(facts.Facts) (plan.Plan, error)       // what to bring about, from what the guest is now
-	Logs func(job string) (io.WriteCloser, error)   // where a job's whole output goes; nil: nowhere
-	Tell func(Event)                                // progress; nil: nobody listens
-	Hint func(text string) string                   // the cause that a step's output gives away, "" none; nil: none known
+	Host  string                                     // as the user names it, for messages
+	Dial  func(context.Context) (*guest.Conn, error) // reaches the guest
+	Plan  func(facts.Facts) (plan.Plan, error)       // what to bring about, from what the guest is now
+	Logs  func(job string) (io.WriteCloser, error)   // where a job's whole output goes; nil: nowhere
+	Tell  func(Event)                                // progress; nil: nobody listens
+	Files map[string]string                          // files to send: SHA-256 → path on this machine
+	Hint  func(text string) string                   // the cause that a step's output gives away, "" none; nil: none known
 
 	Owner    string        // who holds the guest's lock, for others to read: "alice@desk"
 	LockWait time.Duration // how long another gpuguest's lock is waited for
@@ -47,13 +51,14 @@ type Config struct {
 
 // Event is one moment of a run, for whoever shows it.
 type Event struct {
-	Kind  Kind
-	Step  steps.ID
-	Title string
-	Index int    // of the step, from 1
-	Of    int    // steps in the plan
-	State string // of a step that ended: Met, Changed, Failed
-	Text  string // a line of output, a notice, the reason for a reboot
+	Kind        Kind
+	Step        steps.ID
+	Title       string
+	Index       int    // of the step, from 1
+	Of          int    // steps in the plan
+	State       string // of a step that ended: Met, Changed, Failed
+	Done, Total int64  // bytes, of a file that is sent
+	Text        string // a line of output, a notice, the reason for a reboot
 }
 
 // Kind is what an Event tells.
@@ -66,6 +71,7 @@ const (
 	StepBegan
 	StepOutput // Text is one line
 	StepEnded
+	Sending   // Text is the file; it may come from several goroutines at once
 	Rebooting // Text says why
 	Rebooted
 	Reconnecting // Text says what was lost
@@ -122,6 +128,7 @@ type run struct {
 	began   time.Time
 	inGuest time.Duration
 	boots   string           // the kernel that the last reboot was to start, "" none asked for yet
+	kept    int              // raw logs written
 	changes map[steps.ID]int // how often a step had to be brought about
 }
 
@@ -220,10 +227,30 @@ func (r *run) ask(ctx context.Context) ([]byte, error) {
 			return nil, err
 		}
 		r.lease = lease
-		return res.Stdout, nil
+		return res.Stdout, r.keep("facts", res.Stdout)
 	}
 	res, err := r.conn.Run(ctx, guest.Command{Script: assets.Facts, Timeout: 5 * time.Minute})
-	return res.Stdout, err
+	if err != nil {
+		return nil, err
+	}
+	return res.Stdout, r.keep("facts", res.Stdout)
+}
+
+// keep puts what the guest answered among the raw logs, numbered in the order of asking.
+func (r *run) keep(what string, raw []byte) error {
+	if r.Logs == nil {
+		return nil
+	}
+	r.kept++
+	w, err := r.Logs(fmt.Sprintf("%03d-%s", r.kept, what))
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(raw); err != nil {
+		w.Close()
+		return err
+	}
+	return w.Close()
 }
 
 func (r *run) release() {
@@ -246,7 +273,7 @@ func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.O
 	if err != nil {
 		return nil, err
 	}
-	return plan.ParseChecks(string(res.Stdout), nonce), nil
+	return plan.ParseChecks(string(res.Stdout), nonce), r.keep("checks", res.Stdout)
 }
 
 func newNonce() (string, error) {
@@ -324,6 +351,9 @@ func (r *run) apply(ctx context.Context, i, of int, it plan.Item) (verdict, erro
 		return done, r.failed(i, of, it, "it does not stay as it was put", "")
 	}
 	r.tell(Event{Kind: StepBegan, Step: it.ID, Title: it.Title, Index: i + 1, Of: of})
+	if err := r.send(ctx, i, of, it); err != nil {
+		return done, err
+	}
 	script := r.plan.Script(it)
 	began := time.Now()
 	res, text, err := r.job(ctx, plan.JobName(it.ID, script), script, i, of, it.ID)
@@ -345,6 +375,36 @@ func (r *run) apply(ctx context.Context, i, of int, it plan.Item) (verdict, erro
 	}
 	r.note(i, of, it, state, "", time.Since(began))
 	return done, nil
+}
+
+// send uploads what an item's script will look for.
+func (r *run) send(ctx context.Context, i, of int, it plan.Item) error {
+	for _, a := range it.Actions {
+		s, ok := a.(action.Send)
+		if !ok {
+			continue
+		}
+		local, ok := r.Files[s.SHA256]
+		if !ok {
+			return &StepError{Step: it.ID, What: fmt.Sprintf("%s must have SHA-256 %s, and no file that was given has it", path.Base(s.Path), s.SHA256),
+				Hint: "see that the file is the right one and whole"}
+		}
+		info, err := os.Stat(local)
+		if err != nil {
+			return err
+		}
+		_, err = r.conn.Put(ctx, guest.File{
+			Path: s.Path, Mode: 0o600, Size: info.Size(), SHA256: s.SHA256,
+			Open: func() (io.ReadSeekCloser, error) { return os.Open(local) },
+			Progress: func(done, total int64) {
+				r.tell(Event{Kind: Sending, Step: it.ID, Index: i + 1, Of: of, Text: path.Base(s.Path), Done: done, Total: total})
+			},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // afterActions returns what the script said of a check that still fails: "applied, but …" to its end.

@@ -20,6 +20,11 @@ type limits struct {
 	tcp       time.Duration
 	handshake time.Duration // from TCP's connect to the login, for each hop; the user's typing is not counted
 	record    bool          // new host keys are written to known_hosts
+
+	// A server that has said a word is there, and only slow: its handshake may take this long from then on.
+	// 0: no more than handshake.
+	talking time.Duration
+	alive   func() // told when the last hop has said its first word; may be nil
 }
 
 func defaultLimits(c Config) limits {
@@ -55,7 +60,7 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 		}
 		return nil, err
 	}
-	for _, h := range hops {
+	for i, h := range hops {
 		var nc net.Conn
 		var err error
 		if len(clients) == 0 {
@@ -71,7 +76,11 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 		if err != nil {
 			return fail(unreachable(ctx, h, err))
 		}
-		client, err := handshake(ctx, nc, h, cfg, sec, lim)
+		hl := lim
+		if i < len(hops)-1 {
+			hl = limits{handshake: cfg.connectTimeout(), record: lim.record}
+		}
+		client, err := handshake(ctx, nc, h, cfg, sec, hl)
 		if err != nil {
 			_ = nc.Close()
 			return fail(err)
@@ -106,6 +115,18 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
 
+	talk := nc
+	if lim.talking > 0 {
+		talk = &firstWord{Conn: nc, heard: func() {
+			if clock.Stop() {
+				clock.Reset(lim.talking)
+			}
+			if lim.alive != nil {
+				lim.alive()
+			}
+		}}
+	}
+
 	keys := hostKeys{hop: h, notice: cfg.notice, record: lim.record}
 	db, err := keys.database()
 	if err != nil {
@@ -134,7 +155,7 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 			return keyErr
 		},
 	}
-	conn, chans, reqs, err := ssh.NewClientConn(nc, h.addr(), cc)
+	conn, chans, reqs, err := ssh.NewClientConn(talk, h.addr(), cc)
 	if err == nil {
 		return ssh.NewClient(conn, chans, reqs), nil
 	}
@@ -160,6 +181,21 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 		return nil, &Error{Kind: ErrUnreachable, Host: h.name, Msg: "SSH handshake with " + h.addr(), Err: err,
 			hint: "does an SSH server listen there? It may still be starting, or refuse many connections at once (MaxStartups)"}
 	}
+}
+
+// firstWord tells once that something was received.
+type firstWord struct {
+	net.Conn
+	heard func()
+	once  sync.Once
+}
+
+func (f *firstWord) Read(p []byte) (int, error) {
+	n, err := f.Conn.Read(p)
+	if n > 0 {
+		f.once.Do(f.heard)
+	}
+	return n, err
 }
 
 // shortAuth drops the library's list of method names, which said() tells better, and keeps anything else,

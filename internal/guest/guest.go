@@ -7,8 +7,6 @@ package guest
 
 import (
 	"context"
-	"errors"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -85,10 +83,9 @@ type Conn struct {
 	jumps   []*ssh.Client // outermost first
 	secrets *secrets
 
-	execs  atomic.Int64
-	dead   chan struct{} // closed when the transport has ended
-	closed atomic.Bool   // Close was called
-	tasks  sync.WaitGroup
+	execs atomic.Int64
+	dead  chan struct{} // closed when the transport has ended
+	tasks sync.WaitGroup
 
 	privMu sync.Mutex
 	priv   privilege
@@ -125,17 +122,12 @@ func (c *Conn) Dead() <-chan struct{} { return c.dead }
 
 // Close ends the connection and waits for everything that used it. It is safe to call twice.
 func (c *Conn) Close() error {
-	c.closed.Store(true)
-	err := c.client.Close()
 	c.sever()
 	c.tasks.Wait()
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
+	return nil
 }
 
-// sever cuts the transport at its bottom, which unblocks every reader and writer above it, even one that
+// sever cuts the transport at its bottom first, which unblocks every reader and writer above it, even one that
 // waits for a peer that no longer takes bytes.
 func (c *Conn) sever() {
 	_ = c.wire.Close()

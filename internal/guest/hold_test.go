@@ -44,6 +44,7 @@ func TestHoldRunsTheScriptAndKeepsOthersOut(t *testing.T) {
 }
 
 func TestHoldWaitsForABusyGuestAndSaysForWhom(t *testing.T) {
+	t.Parallel()
 	_, _, cfg := shellGuest(t)
 	var said notices
 	cfg.Notice = said.add
@@ -64,6 +65,7 @@ func TestHoldWaitsForABusyGuestAndSaysForWhom(t *testing.T) {
 }
 
 func TestGuestIsFreeWhenItsHolderVanishes(t *testing.T) {
+	t.Parallel()
 	shell, s, cfg := shellGuest(t)
 	a := mustDial(t, cfg)
 	_, lease, err := a.Hold(t.Context(), HoldSpec{Owner: "ann", Script: "true"})
@@ -147,6 +149,7 @@ func TestHoldSaysWhyThereIsNoLock(t *testing.T) {
 }
 
 func TestHoldCutAnywhereReturnsAnError(t *testing.T) {
+	t.Parallel()
 	_, s, cfg := shellGuest(t)
 	for limit := int64(2000); limit < 3400; limit += 100 {
 		s.CutAfter(limit)

@@ -61,6 +61,7 @@ func TestJobFilesAreForRootOnly(t *testing.T) {
 }
 
 func TestJobOutlivesItsConnectionAndIsNotStartedTwice(t *testing.T) {
+	t.Parallel()
 	shell, s, cfg := shellGuest(t)
 	count := filepath.Join(shell.Dir, "count")
 	script := fmt.Sprintf("echo x >>%s\necho begin\nsleep 1\necho end\nexit 3\n", count)
@@ -97,6 +98,7 @@ type writerFunc func([]byte) (int, error)
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 func TestRunningJobIsJoinedByAnotherClient(t *testing.T) {
+	t.Parallel()
 	_, _, cfg := shellGuest(t)
 	a, b := mustDial(t, cfg), mustDial(t, cfg)
 	first := make(chan error, 1)
@@ -175,6 +177,7 @@ func TestJobLogIsWholeHoweverOftenItIsCut(t *testing.T) {
 }
 
 func TestJobEndsThatLeaveNoExitCode(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name  string
 		spoil func(t *testing.T, shell *guesttest.Shell, dir string)
@@ -220,6 +223,7 @@ func TestJobEndsThatLeaveNoExitCode(t *testing.T) {
 }
 
 func TestDaemonOfAJobDoesNotKeepItRunning(t *testing.T) {
+	t.Parallel()
 	_, _, cfg := shellGuest(t)
 	c := mustDial(t, cfg)
 	var log bytes.Buffer
@@ -232,6 +236,7 @@ func TestDaemonOfAJobDoesNotKeepItRunning(t *testing.T) {
 }
 
 func TestObserversDoNotKeepAJobFromStarting(t *testing.T) {
+	t.Parallel()
 	shell, _, cfg := shellGuest(t)
 	c := mustDial(t, cfg)
 	// An observer's lock is there before the keeper's, for longer than any real one.
@@ -281,6 +286,7 @@ func TestTruncatedScriptIsNotStarted(t *testing.T) {
 }
 
 func TestDetachedJobRunsOn(t *testing.T) {
+	t.Parallel()
 	_, _, cfg := shellGuest(t)
 	c := mustDial(t, cfg)
 	var log bytes.Buffer
@@ -292,5 +298,31 @@ func TestDetachedJobRunsOn(t *testing.T) {
 	res, err := c.FollowJob(t.Context(), "a", cut.At, &log)
 	if err != nil || res.State != Exited || log.String() != "one\ntwo\n" {
 		t.Errorf("got %+v, %v, log %q", res, err, log.String())
+	}
+}
+
+func TestJobIsAUnitWhereSystemdRuns(t *testing.T) {
+	shell, _, cfg := shellGuest(t)
+	shell.Env = append(shell.Env, "GPUGUEST_SYSTEMD="+shell.Dir)
+	shell.Tool("systemd-run", `echo "$*" >>"$HOME/units"
+while [ "$1" != /bin/sh ]; do shift; done
+setsid "$@" &`)
+	c := mustDial(t, cfg)
+	var log bytes.Buffer
+	res, err := c.RunJob(t.Context(), JobSpec{Name: "driver-1", Script: "echo in a unit"}, &log)
+	if err != nil || res.State != Exited || log.String() != "in a unit\n" {
+		t.Fatalf("got %+v, %v, %q", res, err, log.String())
+	}
+	dir := filepath.Join(shell.Dir, "state", "jobs", "driver-1", "1")
+	want := fmt.Sprintf("--quiet --collect --unit=gpuguest-driver-1-1 -p KillMode=process /bin/sh %s/run %s\n", dir, dir)
+	if data, _ := os.ReadFile(filepath.Join(shell.Dir, "home", "units")); string(data) != want {
+		t.Errorf("got %q, want %q", data, want)
+	}
+
+	// A systemd that cannot be spoken to, as while it starts anew, is no reason not to work.
+	shell.Tool("systemd-run", "echo 'no bus' >&2; exit 1")
+	res, err = c.RunJob(t.Context(), JobSpec{Name: "driver-1", Script: "echo without"}, &log)
+	if err != nil || res.State != Exited || res.Attempt != 2 {
+		t.Errorf("got %+v, %v", res, err)
 	}
 }

@@ -94,6 +94,8 @@ if [ -f "$path" ] && [ ! -L "$path" ]; then
 			why=$(dress "$path" "$mode" "$owner" 2>&1) || fail "$why"
 		fi
 		stamp "$path" "$sha" "$key"
+		rm -f "$part"
+		[ "$stage" = 0 ] || rmdir "${part%/*}" 2>/dev/null || :
 		echo same
 		exit 0
 	fi
@@ -132,7 +134,8 @@ fi
 why=$(dress "$new" "$mode" "$owner" 2>&1) || fail "$why"
 sync "$new" 2>/dev/null || sync
 why=$(mv -f "$new" "$path" 2>&1) || fail "$why"
-[ "$stage" = 0 ] || { rm -f "$part"; rmdir "${part%/*}" 2>/dev/null || :; }
+rm -f "$part" "${part%-*}"-*
+[ "$stage" = 0 ] || rmdir "${part%/*}" 2>/dev/null || :
 stamp "$path" "$sha" "$key"
 `
 
@@ -410,8 +413,11 @@ func (p *put) length(i int64) int64 { return min(p.chunk, p.file.Size-i*p.chunk)
 
 // streams is how many channels are worth their set-up: as many windows as the way holds bytes.
 func streams(size int64, rtt time.Duration) int {
-	if size < parallelFrom || rtt < nearby {
+	if size < parallelFrom {
 		return 1
+	}
+	if rtt < nearby {
+		return streamsEach // one connection
 	}
 	n := int(assumedRate*rtt.Seconds()/windowBytes) + 1
 	return min(n, maxStreams)
@@ -625,7 +631,7 @@ func (p *put) explain(ctx context.Context, err error) error {
 		return c.lost(nil)
 	default:
 	}
-	if errors.Is(err, sftp.ErrSSHFxConnectionLost) {
+	if errors.Is(err, sftp.ErrSSHFxConnectionLost) || isBroken(err) {
 		return c.lost(err)
 	}
 	var status *sftp.StatusError

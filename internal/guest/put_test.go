@@ -60,6 +60,7 @@ func mustHold(t testing.TB, path string, data []byte, mode os.FileMode) {
 }
 
 func TestPutThenPutAgain(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{0, 1, 300 << 10, 9 << 20} {
 		shell, _, cfg := shellGuest(t)
 		c := mustDial(t, cfg)
@@ -142,6 +143,7 @@ func TestPutWithoutAHashWorksItOut(t *testing.T) {
 }
 
 func TestPutGoesOnWhereItWasCut(t *testing.T) {
+	t.Parallel()
 	shell, s, cfg := shellGuest(t)
 	f, data := localFile(t, 24<<20, filepath.Join(shell.Dir, "file"))
 	c := mustDial(t, cfg)
@@ -212,7 +214,7 @@ func TestStreams(t *testing.T) {
 		rtt  time.Duration
 		want int
 	}{
-		{256 << 20, time.Millisecond, 1},
+		{256 << 20, time.Millisecond, 2},
 		{1 << 20, 100 * time.Millisecond, 1},
 		{256 << 20, 10 * time.Millisecond, 2},
 		{256 << 20, 50 * time.Millisecond, 8},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,14 +29,21 @@ const (
 	defaultSettle   = 10 * time.Minute
 
 	probeEvery = 250 * time.Millisecond
-	probeMax   = 8 // below sshd's MaxStartups, which begins to refuse at 10
+	probeMax   = 8 // with the long one below sshd's MaxStartups, which begins to refuse at 10
 
 	// A port forwarded by a hypervisor accepts while the guest is down, and such a connection never comes
-	// alive: a short deadline is what finds the guest quickly. But a guest that needs longer than that for a
-	// handshake would never be found, so every fourth probe has time, in places of its own.
-	probeShort    = 2 * time.Second
-	probeLong     = 20 * time.Second
-	probeLongMax  = 2
+	// alive: a short deadline finds the guest quickly. A guest that has said a word is given time.
+	probeShort   = 2 * time.Second
+	probeTalking = 20 * time.Second
+	// One probe at a time is patient, for a guest that needs longer than the short deadline for its first word.
+	probeLong      = 20 * time.Second
+	probeLongEvery = 8
+	// A handshake is work for a guest that is busy starting, and on an emulated one it takes seconds. While
+	// so many talk, a new one is begun only every slowEvery ticks.
+	probeCrowd = 2
+	slowEvery  = 4
+
+	probeBoot     = 30 * time.Second // from the login to the boot_id: PAM waits for a login manager that starts
 	stillUpNotice = time.Minute
 )
 
@@ -200,33 +208,41 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 			return nil, errors.New("a password is not asked for again during a reboot")
 		}
 	}
+	var talking atomic.Int64
 	probe := func(long bool) {
-		limit := probeShort
-		if long {
-			limit = probeLong
-		}
 		probes.Go(func() {
-			r := c.probe(pctx, quiet, limit, spec.OldBoot)
+			var said atomic.Bool
+			lim := limits{tcp: probeShort, handshake: probeShort, talking: probeTalking, alive: func() {
+				if said.CompareAndSwap(false, true) {
+					talking.Add(1)
+				}
+			}}
+			if long {
+				lim.tcp, lim.handshake = probeLong, probeLong
+			}
+			r := c.probe(pctx, quiet, lim, spec.OldBoot)
+			if said.Load() {
+				talking.Add(-1)
+			}
 			r.long = long
 			results <- r
 		})
 	}
-	var short, long, count int
+	var short int
+	var long bool
 	start := time.Now()
 	told := false
 	last := errors.New("nothing was tried")
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
-	for {
-		wantLong := count%4 == 3
+	for n := 0; ; n++ {
 		switch {
-		case wantLong && long < probeLongMax:
-			long++
-			count++
+		case talking.Load() >= probeCrowd && n%slowEvery != 0:
+		case n%probeLongEvery == probeLongEvery-1 && !long:
+			long = true
 			probe(true)
-		case short < probeMax-probeLongMax:
+		case short < probeMax:
 			short++
-			count++
 			probe(false)
 		}
 		for waiting := true; waiting; {
@@ -240,7 +256,7 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 					hint: "look at the guest's console (virsh console, the serial log, the cloud's screenshot): it may wait at GRUB, at a MOK screen or for a disk"}
 			case r := <-results:
 				if r.long {
-					long--
+					long = false
 				} else {
 					short--
 				}
@@ -261,12 +277,12 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 
 // probe makes one connection and asks for the boot_id. Password prompts are not repeated: what was typed
 // for the first connection is used.
-func (c *Conn) probe(ctx context.Context, cfg Config, limit time.Duration, old string) probeResult {
-	n, err := dial(ctx, cfg, c.secrets, limits{tcp: limit, handshake: limit, record: false})
+func (c *Conn) probe(ctx context.Context, cfg Config, lim limits, old string) probeResult {
+	n, err := dial(ctx, cfg, c.secrets, lim)
 	if err != nil {
 		return probeResult{err: err}
 	}
-	actx, cancel := context.WithTimeout(ctx, max(limit, 5*time.Second))
+	actx, cancel := context.WithTimeout(ctx, probeBoot)
 	defer cancel()
 	b, err := n.boot(actx)
 	if err == nil && b.id == old {

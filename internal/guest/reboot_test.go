@@ -38,6 +38,7 @@ func rebooter(t *testing.T, down func(*guesttest.Shell, *guesttest.Server), up f
 }
 
 func TestRebootComesBackWithANewBoot(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name     string
 		down, up func(*guesttest.Shell, *guesttest.Server)
@@ -74,6 +75,7 @@ func TestRebootComesBackWithANewBoot(t *testing.T) {
 }
 
 func TestGuestThatNeverComesBackIsToldWithItsOldBoot(t *testing.T) {
+	t.Parallel()
 	_, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() }, func(*guesttest.Shell, *guesttest.Server) {})
 	c := mustDial(t, cfg)
 	within(t, 15*time.Second, func() {
@@ -87,6 +89,7 @@ func TestGuestThatNeverComesBackIsToldWithItsOldBoot(t *testing.T) {
 }
 
 func TestPowerCycleIsTheSecondTry(t *testing.T) {
+	t.Parallel()
 	shell, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() }, func(*guesttest.Shell, *guesttest.Server) {})
 	c := mustDial(t, cfg)
 	cycles := 0
@@ -115,6 +118,7 @@ func TestGuestThatRefusesToRebootSaysSo(t *testing.T) {
 }
 
 func TestCancelledRebootReturnsAtOnce(t *testing.T) {
+	t.Parallel()
 	_, _, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Cut(); s.Freeze() }, func(*guesttest.Shell, *guesttest.Server) {})
 	c := mustDial(t, cfg)
 	within(t, 10*time.Second, func() {
@@ -125,6 +129,7 @@ func TestCancelledRebootReturnsAtOnce(t *testing.T) {
 }
 
 func TestRebootWaitsUntilTheGuestHasStarted(t *testing.T) {
+	t.Parallel()
 	shell, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() },
 		func(sh *guesttest.Shell, s *guesttest.Server) {
 			sh.Boot("boot-2")

@@ -70,6 +70,7 @@ func TestRunFailsOnTooMuchOutputAndDoesNotHang(t *testing.T) {
 }
 
 func TestRunEndsAtItsTimeLimit(t *testing.T) {
+	t.Parallel()
 	_, _, cfg := shellGuest(t)
 	c := mustDial(t, cfg)
 	within(t, 10*time.Second, func() {
@@ -89,6 +90,7 @@ func TestRunEndsAtItsTimeLimit(t *testing.T) {
 }
 
 func TestCancelledRunInAFrozenGuestReturns(t *testing.T) {
+	t.Parallel()
 	_, s, cfg := shellGuest(t)
 	c := mustDial(t, cfg)
 	s.Freeze()
@@ -101,6 +103,7 @@ func TestCancelledRunInAFrozenGuestReturns(t *testing.T) {
 }
 
 func TestKeepaliveClosesAFrozenGuest(t *testing.T) {
+	t.Parallel()
 	_, s, cfg := shellGuest(t)
 	cfg.Keepalive = 100 * time.Millisecond
 	c := mustDial(t, cfg)

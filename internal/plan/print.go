@@ -78,10 +78,15 @@ func state(it Item, outcomes map[steps.ID]Outcome) string {
 }
 
 func describe(a action.Action) string {
-	if wr, ok := a.(action.Write); ok {
-		return "write " + wr.Path
+	switch a := a.(type) {
+	case action.Write:
+		return "write " + a.Path
+	case action.Send:
+		return "send " + a.Path
+	case action.Run:
+		return a.Title
 	}
-	return a.(action.Run).Title
+	return ""
 }
 
 func sourceName(s string) string {
@@ -131,8 +136,10 @@ type DocumentStep struct {
 	Actions []DocumentAction `json:"actions,omitempty"`
 }
 
-// DocumentAction is a Run or a Write.
+// DocumentAction is a Run, a Write or a Send.
 type DocumentAction struct {
+	Send   string `json:"send,omitempty"`
+	SHA256 string `json:"sha256,omitempty"`
 	Run    string `json:"run,omitempty"`
 	Script string `json:"script,omitempty"`
 	Write  string `json:"write,omitempty"`
@@ -156,6 +163,8 @@ func (p Plan) JSON(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 			switch a := a.(type) {
 			case action.Run:
 				s.Actions = append(s.Actions, DocumentAction{Run: a.Title, Script: a.Script})
+			case action.Send:
+				s.Actions = append(s.Actions, DocumentAction{Send: a.Path, SHA256: a.SHA256})
 			case action.Write:
 				s.Actions = append(s.Actions, DocumentAction{Write: a.Path, Mode: mode(a.Mode), Data: string(a.Data)})
 			}

@@ -109,6 +109,9 @@ func actionScript(a action.Action) string {
 	case action.Write:
 		return fmt.Sprintf("echo %s\nprintf %%s %s | put %s %s",
 			sh.Quote("gpuguest: write "+a.Path), sh.Quote(string(a.Data)), sh.Quote(a.Path), mode(a.Mode))
+	case action.Send:
+		return fmt.Sprintf("echo %s | sha256sum -c --status || { echo %s >&2; exit 1; }",
+			sh.Quote(a.SHA256+"  "+a.Path), sh.Quote(a.Path+" was not sent, or not whole"))
 	}
 	panic(fmt.Sprintf("plan: unknown action %T", a))
 }

@@ -451,6 +451,10 @@ func (s *Shell) Boot(id string) {
 // Tool puts a shell script of that name first in the guest's PATH.
 func (s *Shell) Tool(name, script string) {
 	s.t.Helper()
+	// A process forked now by a parallel test would inherit the open file, and running it would fail with
+	// "text file busy".
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(filepath.Join(s.Dir, "bin", name), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
 		s.t.Fatal(err)
 	}

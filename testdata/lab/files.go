@@ -1,0 +1,10 @@
+// Package labfiles holds what the lab puts into its guests: the pretend GPU's
+// module, the stand-in packages' sources and the script that makes a disk.
+package labfiles
+
+import "embed"
+
+// FS has the directories fakegpu, packages and guest.
+//
+//go:embed fakegpu packages guest
+var FS embed.FS

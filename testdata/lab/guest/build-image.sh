@@ -1,0 +1,160 @@
+#!/bin/sh
+# Turns a root file system made by mmdebstrap into a bootable disk with GRUB,
+# the pretend GPU's module built for the disk's own kernel, and a known SSH host
+# key. Run as root in a mount name space of its own (unshare --mount), so that
+# no mount outlives it.
+#
+#   build-image.sh WORK
+#
+# WORK holds root.tar, the guest's sources.list.d/ and apt.conf, build.sources and
+# build.conf for the work done here, fakegpu/ and ssh/ (host key and
+# authorized_keys); it takes disk.raw and kernel (the kernel's version).
+# REAL_DRIVER=1 adds Debian's own nvidia modules, built here for that kernel.
+set -eu
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+work=$1
+disk_size=12G
+cd "$work"
+
+loop=
+finish() {
+	status=$?
+	trap - EXIT INT TERM HUP
+	umount -R build 2>/dev/null || true
+	umount -R mnt 2>/dev/null || true
+	if [ -n "$loop" ]; then
+		partx -d "$loop" 2>/dev/null || true
+		losetup -d "$loop"
+	fi
+	exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM HUP
+
+say() { echo "image: $*"; }
+
+bind() {
+	for d in dev proc sys; do mount --rbind "/$d" "$1/$d"; done
+}
+unbind() {
+	for d in dev proc sys; do umount -R -l "$1/$d"; done
+}
+
+say "disk and file system"
+truncate -s "$disk_size" disk.raw
+printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk -q disk.raw
+loop=$(losetup -f --show disk.raw)
+partx -a "$loop" # also works where the host's kernel does not scan partitions itself
+part=${loop}p1
+mkfs.ext4 -q -F "$part"
+mkdir -p mnt build upper ovl
+mount "$part" mnt
+tar -xpf root.tar -C mnt
+kernel=$(basename "$(ls -d mnt/lib/modules/*)")
+echo "$kernel" >kernel
+
+say "sources of packages"
+rm -f mnt/etc/apt/sources.list mnt/etc/apt/sources.list.d/* mnt/etc/apt/apt.conf.d/99mmdebstrap
+cp sources.list.d/* mnt/etc/apt/sources.list.d/
+cp apt.conf mnt/etc/apt/apt.conf.d/90lab
+
+# The compiler and the headers are installed over the root, not in it: the guest
+# is to fetch its own, as a stock one must.
+say "modules for $kernel"
+mount -t overlay overlay -o "lowerdir=mnt,upperdir=upper,workdir=ovl" build
+bind build
+rm -f build/etc/resolv.conf
+cp /etc/resolv.conf build/etc/resolv.conf
+rm -f build/etc/apt/sources.list.d/* build/etc/apt/apt.conf.d/90lab
+cp build.sources build/etc/apt/sources.list.d/build.sources
+cp build.conf build/etc/apt/apt.conf.d/90build
+printf '#!/bin/sh\nexit 101\n' >build/usr/sbin/policy-rc.d
+chmod 755 build/usr/sbin/policy-rc.d
+sed -i 's/^MODULES=.*/MODULES=list/' build/etc/initramfs-tools/initramfs.conf
+chroot build apt-get -q -y update
+chroot build apt-get -q -y --no-install-recommends install "linux-headers-$kernel" gcc make
+cp -r fakegpu build/tmp/fakegpu
+chroot build make -s -C "/lib/modules/$kernel/build" M=/tmp/fakegpu modules
+mkdir -p modules
+cp build/tmp/fakegpu/fakegpu.ko modules/
+if [ "${REAL_DRIVER:-}" = 1 ]; then
+	say "Debian's nvidia modules for $kernel"
+	# dkms builds for the running kernel unless told otherwise; its postinst
+	# finds no headers for that one, builds for those it has, and goes on.
+	chroot build apt-get -q -y --no-install-recommends install nvidia-kernel-dkms ||
+		chroot build dpkg --configure -a || true
+	chroot build dkms autoinstall -k "$kernel"
+	mkdir -p real
+	tar -C build -cf real/dkms.tar var/lib/dkms "lib/modules/$kernel/updates"
+fi
+unbind build
+umount build
+
+say "settings of the guest"
+mkdir -p "mnt/lib/modules/$kernel/updates"
+cp modules/fakegpu.ko "mnt/lib/modules/$kernel/updates/"
+if [ -f real/dkms.tar ]; then tar -C mnt -xf real/dkms.tar; fi
+echo fakegpu >mnt/etc/modules-load.d/fakegpu.conf
+uuid=$(blkid -s UUID -o value "$part")
+echo "UUID=$uuid / ext4 errors=remount-ro 0 1" >mnt/etc/fstab
+echo lab >mnt/etc/hostname
+printf '127.0.0.1 localhost\n127.0.1.1 lab\n::1 localhost\n' >mnt/etc/hosts
+mkdir -p mnt/etc/systemd/network
+printf '[Match]\nType=ether\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' >mnt/etc/systemd/network/10-lab.network
+rm -f mnt/etc/resolv.conf
+echo 'nameserver 10.0.2.3' >mnt/etc/resolv.conf # QEMU's user network
+mkdir -p mnt/root/.ssh
+cp ssh/authorized_keys mnt/root/.ssh/authorized_keys
+chmod 700 mnt/root/.ssh
+chmod 600 mnt/root/.ssh/authorized_keys
+rm -f mnt/etc/ssh/ssh_host_*
+cp ssh/ssh_host_ed25519_key ssh/ssh_host_ed25519_key.pub mnt/etc/ssh/
+chmod 600 mnt/etc/ssh/ssh_host_ed25519_key
+: >mnt/etc/machine-id
+
+bind mnt
+chroot mnt systemctl -q enable systemd-networkd
+chroot mnt systemctl -q disable systemd-networkd-wait-online || true
+for user in debian worker; do
+	chroot mnt useradd -m -s /bin/bash -G sudo "$user"
+	chroot mnt install -d -m 700 -o "$user" -g "$user" "/home/$user/.ssh"
+	chroot mnt install -m 600 -o "$user" -g "$user" /root/.ssh/authorized_keys "/home/$user/.ssh/authorized_keys"
+done
+echo 'debian ALL=(ALL) NOPASSWD: ALL' >mnt/etc/sudoers.d/90-debian
+chmod 440 mnt/etc/sudoers.d/90-debian
+echo 'worker:lab password' | chroot mnt chpasswd -c SHA256
+
+# The running guest keeps MODULES=dep, which takes seconds under emulation where
+# "most" takes minutes; a chroot has no root device for "dep" to look at, so this
+# first initramfs is made from a list.
+say "initramfs"
+chroot mnt depmod "$kernel"
+sed -i 's/^MODULES=.*/MODULES=list/' mnt/etc/initramfs-tools/initramfs.conf
+cp mnt/etc/initramfs-tools/modules modules/initramfs-modules
+printf '%s\n' fakegpu >>mnt/etc/initramfs-tools/modules
+cp mnt/etc/initramfs-tools/modules modules/kept
+printf '%s\n' virtio_pci virtio_blk virtio_net ext4 crc32c_generic crc32c_intel >>mnt/etc/initramfs-tools/modules
+chroot mnt update-initramfs -u -k "$kernel"
+cp modules/kept mnt/etc/initramfs-tools/modules
+sed -i 's/^MODULES=.*/MODULES=dep/' mnt/etc/initramfs-tools/initramfs.conf
+
+say "boot loader"
+sed -i -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200 net.ifnames=0"/' \
+	-e 's/^GRUB_TIMEOUT=.*/GRUB_TIMEOUT=0/' mnt/etc/default/grub
+# Without this link grub-mkconfig writes root=/dev/loopNp1 into the guest's menu.
+# It goes into a /dev of the chroot's own, not into the host's.
+umount -R -l mnt/dev
+mount -t tmpfs tmpfs mnt/dev
+mkdir -p mnt/dev/disk/by-uuid
+for node in null zero random urandom tty "${loop#/dev/}" "${part#/dev/}"; do
+	cp -a "/dev/$node" mnt/dev/
+done
+ln -s "../../${part#/dev/}" "mnt/dev/disk/by-uuid/$uuid"
+chroot mnt grub-install --target=i386-pc "$loop"
+chroot mnt update-grub
+# grub-pc asks where to install when it is upgraded; answered beforehand.
+echo 'grub-pc grub-pc/install_devices multiselect /dev/vda' | chroot mnt debconf-set-selections
+grep -q "root=UUID=$uuid" mnt/boot/grub/grub.cfg
+unbind mnt
+umount mnt
+say "done"
