@@ -85,7 +85,7 @@ type scripts struct {
 }
 
 // makeScripts asks the guest as gpuguest does and returns what it would have run.
-func makeScripts(ctx context.Context, c guest.Config) (scripts, error) {
+func makeScripts(ctx context.Context, c guest.Config, w choice.Want) (scripts, error) {
 	conn, err := guest.Dial(ctx, c)
 	if err != nil {
 		return scripts{}, err
@@ -99,7 +99,7 @@ func makeScripts(ctx context.Context, c guest.Config) (scripts, error) {
 	if err != nil {
 		return scripts{}, err
 	}
-	in, err := plan.Input(f, choice.Want{NoGPU: true, Devices: []string{guestDevice}, Source: choice.SourceDistro, Reboot: choice.RebootNever})
+	in, err := plan.Input(f, w)
 	if err != nil {
 		return scripts{}, err
 	}
@@ -116,7 +116,11 @@ func makeScripts(ctx context.Context, c guest.Config) (scripts, error) {
 }
 
 func converged(ctx context.Context, b *bench) ([]figure, error) {
-	t, err := b.worker(ctx, "scripts", b.sshConfig())
+	want, err := json.Marshal(b.wish.Want)
+	if err != nil {
+		return nil, err
+	}
+	t, err := b.worker(ctx, "scripts", b.sshConfig(), string(want))
 	if err != nil {
 		return nil, err
 	}

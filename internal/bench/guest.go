@@ -29,10 +29,6 @@ const (
 	guestStart    = 60 * time.Second        // systemd in a container is up in a few seconds
 )
 
-// installArgs are the wish that the guest is brought to and held against, by the distribution's own packages:
-// NVIDIA's real driver, built by DKMS for the guest's kernel.
-var installArgs = []string{"--no-gpu", "--device", guestDevice, "--source", "distro", "--reboot", "never", "--json"}
-
 // machine is one guest's file system, above layers that it never writes to.
 type machine struct {
 	dir  string // holds root (mounted), upper, work and the console's log
@@ -40,18 +36,28 @@ type machine struct {
 	tmp  string // keys and client configuration
 }
 
+// hostRelease is this machine's os-release.
+func hostRelease() (map[string]string, error) {
+	text, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return nil, err
+	}
+	fields := make(map[string]string)
+	for line := range strings.Lines(string(text)) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			fields[k] = strings.Trim(v, `"`)
+		}
+	}
+	return fields, nil
+}
+
 // makeBase returns the file system that every guest starts from, from the cache when it is there.
 func makeBase(ctx context.Context, cache, script string) (string, error) {
-	release, err := os.ReadFile("/etc/os-release")
+	release, err := hostRelease()
 	if err != nil {
 		return "", err
 	}
-	codename := ""
-	for line := range strings.Lines(string(release)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_CODENAME="); ok {
-			codename = strings.Trim(v, `"`)
-		}
-	}
+	codename := release["VERSION_CODENAME"]
 	dir := filepath.Join(cache, "base-"+codename)
 	stamp := dir + ".made"
 	if st, err := os.Stat(stamp); err == nil && time.Since(st.ModTime()) < baseLastsDays*24*time.Hour {

@@ -43,11 +43,13 @@ type bench struct {
 	self     string // this binary, for its workers
 	source   string // testdata/bench
 	guests   string // testdata/guests
+	real     bool   // NVIDIA's real driver in place of the lab's stand-in
 	quick    bool   // one sample of everything, to see that it works
 	report   string // JSON report of an install elsewhere, "" none
 	tmp      string // a tmpfs
 	net      *network
 	guest    *machine
+	wish     wish
 	install  installRun
 }
 
@@ -82,6 +84,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	f.StringVar(&asJSON, "json", "", "file to write the figures and every sample to")
 	f.BoolVar(&reuse, "reuse", false, "take the guest that the last run installed, and its install's figures")
 	f.BoolVar(&b.quick, "quick", false, "one sample of everything, to see that it works")
+	f.BoolVar(&b.real, "real", false, "install NVIDIA's real driver, which takes minutes to build")
 	f.StringVar(&b.report, "report", "", "take the install's overhead from this report of gpuguest install --json")
 	if err := f.Parse(args); err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 
+	"gpuguest/internal/choice"
 	"gpuguest/internal/guest"
 )
 
@@ -21,8 +22,12 @@ func work(ctx context.Context, args []string, out io.Writer) error {
 		return guest.Config{Host: host, SSHConfig: args[1], Home: os.TempDir()}
 	}
 	switch name, rest := args[0], args[2:]; {
-	case name == "scripts":
-		s, err := makeScripts(ctx, config("near"))
+	case name == "scripts" && len(rest) == 1:
+		var w choice.Want
+		if err := json.Unmarshal([]byte(rest[0]), &w); err != nil {
+			return err
+		}
+		s, err := makeScripts(ctx, config("near"), w)
 		if err != nil {
 			return err
 		}
