@@ -228,6 +228,8 @@ func (r *run) look(ctx context.Context) error {
 
 // ask runs the facts script: the first time under the lock, which it keeps, and later without.
 func (r *run) ask(ctx context.Context) ([]byte, error) {
+	began := time.Now()
+	defer func() { r.inGuest += time.Since(began) }()
 	if r.lease == nil {
 		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: assets.Facts})
 		if err != nil {

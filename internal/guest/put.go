@@ -55,8 +55,8 @@ const (
 	maxChunk        = 32 << 20
 	parallelFrom    = 16 << 20
 	stagingDir      = ".gpuguest-upload"
-	chunksAimedFor  = 32
-	writersEach     = 2 // on a channel: while one waits for its last answer, the other keeps the window full
+	chunksAimedFor  = 64 // the last ones end together when they are small
+	writersEach     = 2  // on a channel: while one waits for its last answer, the other keeps the window full
 	tempNameMark    = ".gpuguest-"
 	tempNameHashLen = 12
 )
@@ -150,10 +150,23 @@ func (c *Conn) Put(ctx context.Context, f File) (PutResult, error) {
 		return PutResult{}, err
 	}
 	defer p.close()
-	if err := p.look(ctx); err != nil || p.res.Skipped {
+	a := p.reachOut(ctx)
+	defer a.end()
+	// Where it is likely to be used, the channel is opened while the guest is asked.
+	var opened error
+	var opening sync.WaitGroup
+	if f.Size >= parallelFrom {
+		opening.Go(func() { opened = p.open(ctx) })
+	}
+	err = p.look(ctx)
+	opening.Wait()
+	if err == nil && !p.res.Skipped {
+		err = opened
+	}
+	if err != nil || p.res.Skipped {
 		return p.res, err
 	}
-	if err := p.upload(ctx); err != nil {
+	if err := p.upload(ctx, a); err != nil {
 		return p.res, p.explain(ctx, err)
 	}
 	return p.res, p.finish(ctx)
@@ -426,9 +439,56 @@ func (c *Conn) rtt(ctx context.Context) (time.Duration, error) {
 	return time.Since(start), err
 }
 
-// upload sends the missing chunks. Further connections join as they come up; one that does not come up
-// only costs speed.
-func (p *put) upload(ctx context.Context) error {
+// ahead is what a large upload over a distance gains from and never waits for: further connections, whose
+// making takes longer than asking the guest what it has.
+type ahead struct {
+	cancel  context.CancelFunc
+	streams chan int   // one number: how many channels are worth it
+	conns   chan *Conn // closed when no more will come
+	dials   sync.WaitGroup
+}
+
+// reachOut measures the way and begins to dial.
+func (p *put) reachOut(ctx context.Context) *ahead {
+	dialling, cancel := context.WithCancel(ctx)
+	a := &ahead{cancel: cancel, streams: make(chan int, 1), conns: make(chan *Conn, maxStreams)}
+	if p.file.Size < parallelFrom {
+		a.streams <- 1
+		close(a.conns)
+		return a
+	}
+	a.dials.Go(func() {
+		defer close(a.conns)
+		n := 1
+		if d, err := p.conn.rtt(ctx); err == nil {
+			n = streams(p.file.Size, d)
+		}
+		a.streams <- n
+		var all sync.WaitGroup
+		for made := streamsEach; made < n; made += streamsEach {
+			all.Go(func() {
+				// One that does not come up only costs speed.
+				if c, err := p.conn.Redial(dialling); err == nil {
+					a.conns <- c
+				}
+			})
+		}
+		all.Wait()
+	})
+	return a
+}
+
+// end calls off what is still on its way and closes what nobody took.
+func (a *ahead) end() {
+	a.cancel()
+	a.dials.Wait()
+	for c := range a.conns {
+		_ = c.Close()
+	}
+}
+
+// upload sends the missing chunks. Further connections join as they come up.
+func (p *put) upload(ctx context.Context, a *ahead) error {
 	if len(p.missing) == 0 && p.file.Size > 0 {
 		return nil
 	}
@@ -444,19 +504,6 @@ func (p *put) upload(ctx context.Context) error {
 			return f.Close()
 		}, p.close)
 	}
-	size := int64(0)
-	for _, i := range p.missing {
-		size += p.length(i)
-	}
-	n := 1
-	if size >= parallelFrom {
-		d, err := p.conn.rtt(ctx)
-		if err != nil {
-			return err
-		}
-		n = streams(size, d)
-	}
-
 	ctx, cancel := context.WithCancelCause(ctx)
 	queue := make(chan int64, len(p.missing))
 	for _, i := range p.missing {
@@ -466,12 +513,13 @@ func (p *put) upload(ctx context.Context) error {
 	var left atomic.Int64
 	left.Store(int64(len(p.missing)))
 	extra, stopExtra := context.WithCancel(ctx)
+	lastTaken := func() { stopExtra(); a.cancel() }
 
-	work := func(c *Conn, s *sftp.Client, writers int) {
+	work := func(c *Conn, s *sftp.Client) {
 		var g sync.WaitGroup
-		for range writers {
+		for range writersEach {
 			g.Go(func() {
-				err := c.do(ctx, func() error { return p.write(s, queue, &left, stopExtra) }, func() { _ = s.Close() })
+				err := c.do(ctx, func() error { return p.write(s, queue, &left, lastTaken) }, func() { _ = s.Close() })
 				if err != nil {
 					cancel(err)
 				}
@@ -485,28 +533,27 @@ func (p *put) upload(ctx context.Context) error {
 			return
 		}
 		defer s.Close()
-		work(c, s, writersEach)
+		work(c, s)
 	}
 	var all sync.WaitGroup
-	all.Go(func() { work(p.conn, p.sftp, writersEach) })
-	if n > 1 {
-		all.Go(func() { channel(p.conn) })
-	}
-	for opened := streamsEach; opened < n; opened += streamsEach {
-		channels := min(streamsEach, n-opened)
-		all.Go(func() {
-			c, err := p.conn.Redial(extra)
-			if err != nil {
-				return
-			}
-			defer c.Close()
-			var g sync.WaitGroup
-			for range channels {
-				g.Go(func() { channel(c) })
-			}
-			g.Wait()
-		})
-	}
+	all.Go(func() { work(p.conn, p.sftp) })
+	all.Go(func() {
+		if <-a.streams > 1 {
+			channel(p.conn)
+		}
+	})
+	all.Go(func() {
+		for c := range a.conns {
+			all.Go(func() {
+				defer c.Close()
+				var g sync.WaitGroup
+				for range streamsEach {
+					g.Go(func() { channel(c) })
+				}
+				g.Wait()
+			})
+		}
+	})
 	all.Wait()
 	p.res.Sent = p.sent.Load()
 	failed := ctx.Err() != nil

@@ -1,0 +1,250 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"gpuguest/assets"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
+	"gpuguest/internal/sh"
+	"gpuguest/steps"
+)
+
+// far is a guest whose answers take 100 ms.
+const farRTT = 100 * time.Millisecond
+
+// mostExecs is what a converged install may cost.
+const mostExecs = 3
+
+// places are where the guest is seen from.
+var places = []struct {
+	host string
+	rtt  time.Duration
+	name string
+}{{"near", 0, "no latency"}, {"far", farRTT, "100 ms"}}
+
+// way is one way to do the same thing.
+type way struct {
+	name string
+	run  func() (float64, error)
+}
+
+// inTurn runs each way once, then each again, n times: what disturbs the machine disturbs all of them.
+func inTurn(n int, ways []way) (map[string][]float64, error) {
+	samples := make(map[string][]float64)
+	for range n {
+		for _, w := range ways {
+			s, err := w.run()
+			if err != nil {
+				return samples, fmt.Errorf("%s: %w", w.name, err)
+			}
+			samples[w.name] = append(samples[w.name], s)
+		}
+	}
+	return samples, nil
+}
+
+// again runs gpuguest install in the guest in which it has done its work, and sees that it did nothing.
+func (b *bench) again(ctx context.Context, host string) (timed, engine.Report, error) {
+	var r engine.Report
+	t, err := b.time(ctx, nil, b.gpuguest, b.installCommand(host)...)
+	if err != nil {
+		return t, r, err
+	}
+	if err := json.Unmarshal(t.out, &r); err != nil {
+		return t, r, fmt.Errorf("report: %w", err)
+	}
+	for _, s := range r.Steps {
+		if s.State != engine.Met {
+			return t, r, fmt.Errorf("step %s is %s (%s): the guest is not converged", s.ID, s.State, s.Detail)
+		}
+	}
+	if len(r.Steps) == 0 || r.Reboots > 0 {
+		return t, r, fmt.Errorf("%d steps and %d reboots are no converged install", len(r.Steps), r.Reboots)
+	}
+	return t, r, nil
+}
+
+// scripts are what a converged install runs in the guest, as command lines for sshd.
+type scripts struct {
+	Hold   string // takes the lock and runs the facts script
+	Checks string // runs every check
+}
+
+// makeScripts asks the guest as gpuguest does and returns what it would have run.
+func makeScripts(ctx context.Context, c guest.Config, w choice.Want) (scripts, error) {
+	conn, err := guest.Dial(ctx, c)
+	if err != nil {
+		return scripts{}, err
+	}
+	defer conn.Close()
+	res, err := conn.Run(ctx, guest.Command{Script: assets.Facts})
+	if err != nil {
+		return scripts{}, err
+	}
+	f, err := facts.Parse(res.Stdout)
+	if err != nil {
+		return scripts{}, err
+	}
+	in, err := plan.Input(f, w)
+	if err != nil {
+		return scripts{}, err
+	}
+	p, err := plan.Build(in, steps.Install())
+	if err != nil {
+		return scripts{}, err
+	}
+	const path = "export LC_ALL=C PATH=\"$PATH:/usr/local/sbin:/usr/sbin:/sbin\"\n"
+	return scripts{
+		// The end of the input, which ssh -n gives at once, gives the lock back after the facts.
+		Hold:   sh.Join("sh", "-c", path+assets.Hold, "gpuguest", "bench", "0", "--bench", assets.Facts),
+		Checks: sh.Join("sh", "-c", path+plan.Checks(p.Items(), "--bench")),
+	}, nil
+}
+
+func converged(ctx context.Context, b *bench) ([]figure, error) {
+	want, err := json.Marshal(b.wish.Want)
+	if err != nil {
+		return nil, err
+	}
+	t, err := b.worker(ctx, "scripts", b.sshConfig(), string(want))
+	if err != nil {
+		return nil, err
+	}
+	var s scripts
+	if err := json.Unmarshal(t.out, &s); err != nil {
+		return nil, err
+	}
+	b.net.setRTT(farRTT)
+	var figures []figure
+	var execs []float64
+	for _, p := range places {
+		ssh := func(args ...string) (float64, error) {
+			t, err := b.time(ctx, nil, "ssh", append([]string{"-n"}, b.ssh(p.host, args...)...)...)
+			if err == nil && !strings.Contains(string(t.out), "--bench") {
+				err = fmt.Errorf("the scripts said nothing: %q", lastLines(string(t.out), 3))
+			}
+			return t.seconds, err
+		}
+		master := "ControlPath=" + filepath.Join(b.tmp, "master")
+		got, err := inTurn(b.runs(map[string]int{"near": 11, "far": 7}[p.host]), []way{
+			{"gpuguest", func() (float64, error) {
+				t, r, err := b.again(ctx, p.host)
+				execs = append(execs, float64(r.Execs))
+				return t.seconds, err
+			}},
+			{"one", func() (float64, error) { return ssh(s.Hold + "\n" + s.Checks) }},
+			{"each", func() (float64, error) {
+				first, err := ssh(s.Hold)
+				if err != nil {
+					return 0, err
+				}
+				second, err := ssh(s.Checks)
+				return first + second, err
+			}},
+			{"master", func() (float64, error) {
+				first, err := b.time(ctx, nil, "ssh", append([]string{"-n", "-o", "ControlMaster=yes", "-o", "ControlPersist=60", "-o", master}, b.ssh(p.host, s.Hold)...)...)
+				if err != nil {
+					return 0, err
+				}
+				second, err := b.time(ctx, nil, "ssh", append([]string{"-n", "-o", master}, b.ssh(p.host, s.Checks)...)...)
+				_, serr := b.time(ctx, nil, "ssh", append([]string{"-O", "exit", "-o", master}, b.ssh(p.host)...)...)
+				return first.seconds + second.seconds, errors.Join(err, serr)
+			}},
+		})
+		if err != nil {
+			return figures, err
+		}
+		limit := map[string]float64{"near": 1.5, "far": 1.1}[p.host]
+		for _, peer := range []struct {
+			key, words string
+			target     target
+		}{
+			{"one", "ssh, both scripts in one exec", target{timesAtMost, limit}},
+			{"each", "ssh once for each script", target{timesAtMost, limit}},
+			{"master", "ssh, the second through a ControlMaster", target{timesAtMost, limit}},
+		} {
+			figures = append(figures, figure{What: "converged install, " + p.name, Unit: "s",
+				Ours: got["gpuguest"], Peer: got[peer.key], Beside: peer.words, Target: peer.target})
+		}
+	}
+	figures = append(figures, figure{What: "commands of a converged install", Ours: []float64{slices.Max(execs)}, Target: target{atMost, mostExecs},
+		Note: "the most of " + fmt.Sprint(len(execs)) + " runs"})
+	return figures, nil
+}
+
+func besideAnsible(ctx context.Context, b *bench) ([]figure, error) {
+	_, r, err := b.again(ctx, "near")
+	if err != nil {
+		return nil, err
+	}
+	b.net.setRTT(farRTT)
+	env, err := b.ansible(map[string]string{"{tasks}": strings.Repeat("    - ansible.builtin.command: /bin/true\n      changed_when: false\n", len(r.Steps))}, "noop.yml")
+	if err != nil {
+		return nil, err
+	}
+	var figures []figure
+	for _, p := range places {
+		got, err := inTurn(b.runs(3), []way{
+			{"gpuguest", func() (float64, error) {
+				t, _, err := b.again(ctx, p.host)
+				return t.seconds, err
+			}},
+			{"ansible", func() (float64, error) {
+				t, err := b.play(ctx, env, p.host, "noop.yml")
+				return t.seconds, err
+			}},
+		})
+		if err != nil {
+			return figures, err
+		}
+		figures = append(figures, figure{What: "converged install, " + p.name, Unit: "s", Ours: got["gpuguest"], Peer: got["ansible"],
+			Beside: fmt.Sprintf("ansible-playbook, facts and %d no-op tasks, pipelining", len(r.Steps)),
+			Target: target{timesFaster, map[string]float64{"near": 40, "far": 6}[p.host]}})
+	}
+	return figures, nil
+}
+
+// ansible writes a playbook from its template, and the configuration that goes with it, and returns the
+// environment to run it in.
+func (b *bench) ansible(fill map[string]string, playbook string) ([]string, error) {
+	fill["{ssh_config}"] = b.sshConfig()
+	fill["{tmp}"] = b.tmp
+	for _, name := range []string{"ansible.cfg", "inventory.ini", playbook} {
+		text, err := os.ReadFile(filepath.Join(b.source, name))
+		if err != nil {
+			return nil, err
+		}
+		out := string(text)
+		for from, to := range fill {
+			out = strings.ReplaceAll(out, from, to)
+		}
+		if err := os.WriteFile(filepath.Join(b.tmp, name), []byte(out), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return []string{"ANSIBLE_CONFIG=" + filepath.Join(b.tmp, "ansible.cfg"), "LC_ALL=C.UTF-8"}, nil
+}
+
+// play runs a playbook cold: no connection of an earlier run is there.
+func (b *bench) play(ctx context.Context, env []string, host, playbook string) (timed, error) {
+	t, err := b.time(ctx, env, "ansible-playbook", "-i", "inventory.ini", "-l", host, playbook)
+	masters, gerr := filepath.Glob(filepath.Join(b.tmp, "cp", "*"))
+	for _, m := range masters {
+		_, _ = b.time(ctx, nil, "ssh", append([]string{"-O", "exit", "-o", "ControlPath=" + m}, b.ssh(host)...)...)
+	}
+	return t, errors.Join(err, gerr)
+}

@@ -1,0 +1,42 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"gpuguest/internal/choice"
+	"gpuguest/internal/guest"
+)
+
+// work is what this program does as its own child in the client's network namespace.
+func work(ctx context.Context, args []string, out io.Writer) error {
+	if len(args) < 2 {
+		return fmt.Errorf("worker %q: too few arguments", args)
+	}
+	config := func(host string) guest.Config {
+		return guest.Config{Host: host, SSHConfig: args[1], Home: os.TempDir()}
+	}
+	switch name, rest := args[0], args[2:]; {
+	case name == "scripts" && len(rest) == 1:
+		var w choice.Want
+		if err := json.Unmarshal([]byte(rest[0]), &w); err != nil {
+			return err
+		}
+		s, err := makeScripts(ctx, config("near"), w)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(out).Encode(s)
+	case name == "reboot" && len(rest) == 1:
+		return workReboot(ctx, config("gate"), rest[0])
+	case name == "put" && len(rest) == 4:
+		return workPut(ctx, config(rest[0]), rest[1], rest[2], rest[3])
+	default:
+		return fmt.Errorf("worker %q: there is no such work", args)
+	}
+}
