@@ -31,6 +31,7 @@ func (a apt) InstallFile(path string) string {
 	return "apt-get install " + common + " --no-install-recommends --reinstall -o Dpkg::Options::=--force-confmiss -- " + sh.Quote(path)
 }
 
+// A package of somebody else's that needs one of these would be removed with it; apt is asked first.
 func (a apt) Purge(packages ...string) string {
 	return `(
 set --
@@ -39,6 +40,13 @@ for p in ` + sh.Join(packages...) + `; do
 	case $s in '' | not-installed) ;; *) set -- "$@" "$p" ;; esac
 done
 if [ $# -gt 0 ]; then
+	others=$(apt-get -s purge -q -o APT::Get::AutomaticRemove=false -- "$@" | awk -v list="$*" '
+		BEGIN { n = split(list, w, " "); for (i = 1; i <= n; i++) { sub(/:.*/, "", w[i]); mine[w[i]] = 1 } }
+		$1 == "Remv" || $1 == "Purg" { p = $2; sub(/:.*/, "", p); if (!(p in mine)) print p }')
+	if [ -n "$others" ]; then
+		echo "removing these would remove other packages too:" $others >&2
+		exit 1
+	fi
 	apt-get purge ` + common + ` --no-install-recommends -o APT::Get::AutomaticRemove=false -- "$@"
 fi
 )`

@@ -210,6 +210,15 @@ func TestPurgeTakesOnlyWhatIsThere(t *testing.T) {
 	}
 }
 
+func TestPurgeLeavesPackagesOfOthersAlone(t *testing.T) {
+	m := newMachine(t)
+	m.fake("dpkg-query", "echo installed")
+	m.fake("apt-get", `case $1 in -s) printf 'Purg here:amd64 [1]\nRemv somebody-elses [2]\n' ;; *) echo "purged anyway" >&2 ;; esac`)
+	if _, errs, code := m.run(apt{}.Purge("here")); code != 1 || !strings.Contains(errs, "somebody-elses") || strings.Contains(errs, "anyway") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
 func TestInstalledWantsEveryPackageFullyInstalled(t *testing.T) {
 	for _, c := range []struct {
 		says string

@@ -153,6 +153,7 @@ type Manager interface {
 	// InstallFile installs one package file that is in the guest, again if it was installed before.
 	InstallFile(path string) string
 	// Purge removes packages and their configuration; one that is not installed is passed over.
+	// It removes nothing and fails where a package that is not named would go with them.
 	Purge(packages ...string) string
 	// Downgrade installs one package at an older version.
 	Downgrade(name, version string) string

@@ -12,7 +12,7 @@ func init() {
 	register(Step{
 		ID:     "headers",
 		Title:  "install headers for the next kernel and the build tools",
-		After:  []ID{"ready", "rescue"},
+		After:  []ID{"ready", "rescue", "kernel"},
 		Wanted: func(in Input) bool { return in.Choice.Modules == choice.ModulesDKMS },
 		Check: func(in Input) string {
 			build := "/lib/modules/" + in.Facts.Kernel.Next + "/build/Makefile"

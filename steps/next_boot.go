@@ -16,6 +16,9 @@ func init() {
 			return ""
 		},
 		Check: func(in Input) string {
+			if in.Facts.Kernel.Next == "" {
+				return `echo "it is unknown which kernel the guest starts next"; exit 1`
+			}
 			script := []string{
 				`image=/boot/vmlinuz-` + sh.Quote(in.Facts.Kernel.Next),
 				`[ ! -d /boot ] || [ -z "$(ls /boot/vmlinuz-* 2>/dev/null)" ] || [ -s "$image" ] || { echo "$image is missing"; exit 1; }`,

@@ -48,6 +48,9 @@ type Step struct {
 	// AtBoot tells whether the change takes effect only at the next boot; nil: never. It is asked with
 	// the facts from before the change.
 	AtBoot func(Input) bool
+	// Replan steps change what later steps are worked out from: after one was brought about, the plan is
+	// made anew.
+	Replan bool
 	// Fresh steps run only when no change waits for a boot. A Fresh step that is not met is a failed
 	// verification.
 	Fresh bool

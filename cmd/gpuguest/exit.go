@@ -53,7 +53,8 @@ func exitCode(err error) int {
 		return exitUnsupported
 	case errors.As(err, &step) && step.Verify:
 		return exitVerify
-	case errors.As(err, &step), errors.As(err, &planned), errors.Is(err, engine.ErrBootLoop):
+	case errors.As(err, &step), errors.As(err, &planned), errors.Is(err, engine.ErrBootLoop),
+		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrJobStart):
 		return exitStep
 	}
 	return exitUsage

@@ -35,11 +35,7 @@ in the guest. A driver that gpuguest did not install is held against itself: its
 				if err != nil {
 					return plan.Plan{}, err
 				}
-				p, err := plan.Build(in, steps.Install())
-				if err != nil {
-					return plan.Plan{}, err
-				}
-				return p.Proofs(), nil
+				return plan.Proofs(in, steps.Install())
 			})
 		},
 	}

@@ -341,4 +341,3 @@ func lineDiff(a, b string) string {
 	}
 	return out.String()
 }
-

@@ -33,7 +33,7 @@ type Signature struct {
 
 	re       *regexp.Regexp
 	literals []string // one of these stands in every line that matches
-	fixed    bool     // the texts hold no ${n}: a second hit says nothing new
+	groups   []int    // the pattern's groups that the texts use; without any a second match says nothing new
 }
 
 // An Xid is one row of assets/xids.tsv: an error number of NVIDIA's kernel driver.
@@ -108,10 +108,14 @@ func load() (*catalogue, error) {
 		if err != nil {
 			return nil, fmt.Errorf("signatures.tsv:%d: %w", n+2, err)
 		}
-		if s.literals = required(tree.Simplify()); len(s.literals) == 0 {
-			return nil, fmt.Errorf("signatures.tsv:%d: %s: no text stands in every line that the pattern matches", n+2, s.ID)
+		if s.literals = required(tree.Simplify()); shortest(s.literals) < coreSize {
+			return nil, fmt.Errorf("signatures.tsv:%d: %s: no text of %d bytes stands in every line that the pattern matches", n+2, s.ID, coreSize)
 		}
-		s.fixed = !strings.Contains(s.Cause+s.Remedy, "${")
+		for group := 1; group <= s.re.NumSubexp(); group++ {
+			if strings.Contains(s.Cause+s.Remedy, fmt.Sprintf("${%d}", group)) {
+				s.groups = append(s.groups, group)
+			}
+		}
 		if c.byID[s.ID] != nil {
 			return nil, fmt.Errorf("signatures.tsv:%d: %s stands there twice", n+2, s.ID)
 		}

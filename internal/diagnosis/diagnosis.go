@@ -96,14 +96,16 @@ func (v Verdict) Tried(fix string) Verdict {
 }
 
 // On is the verdict for a machine that runs with the kernel command line given: fixes that are kernel
-// arguments and stand there already count as tried.
+// arguments and stand there already count as tried, and so do those before them.
 func (v Verdict) On(cmdline string) Verdict {
-	for v.Fix != "" {
-		arg, ok := strings.CutPrefix(v.Fix, kernelArg)
-		if !ok || !hasArg(cmdline, arg) {
-			return v
+	c, err := loaded()
+	if err != nil || c.byID[v.ID] == nil {
+		return v
+	}
+	for _, fix := range slices.Backward(c.byID[v.ID].Fixes) {
+		if arg, ok := strings.CutPrefix(fix, kernelArg); ok && hasArg(cmdline, arg) {
+			return v.Tried(fix)
 		}
-		v = v.Tried(v.Fix)
 	}
 	return v
 }
@@ -185,15 +187,33 @@ func Rank(verdicts []Verdict) []Verdict {
 	return sorted
 }
 
-// Cause is the verdict that a text, such as the last lines of a command that failed, ranks first; false when
-// the text tells of no failure that the catalogue knows.
+// Cause is the verdict on a text such as the output of a command that failed: of what such a command says, the
+// last failure is what stopped it, and what explains that one ranks first. An earlier failure that does not
+// explain it, say a package source that could not be reached and was not needed, is passed over. It is false
+// when the text tells of no failure that the catalogue knows.
 func Cause(text string) (Verdict, bool) {
+	c, err := loaded()
+	if err != nil {
+		return Verdict{}, false
+	}
 	// A reader over a string fails only on broken gzip, and what was read before that still counts.
 	found, _ := Read("", strings.NewReader(text))
-	if ranked := Rank(found); len(ranked) > 0 && ranked[0].Severity != Info {
-		return ranked[0], true
+	ranked := slices.DeleteFunc(Rank(found), func(v Verdict) bool { return v.Severity == Info })
+	if len(ranked) == 0 {
+		return Verdict{}, false
 	}
-	return Verdict{}, false
+	stopped := ranked[0]
+	for _, v := range ranked {
+		if v.Severity == stopped.Severity && v.Line > stopped.Line {
+			stopped = v
+		}
+	}
+	for _, v := range ranked {
+		if c.explains(v.ID, stopped.ID) {
+			return v, true
+		}
+	}
+	return stopped, true
 }
 
 var severities = []string{Fatal, Warn, Info}

@@ -20,7 +20,7 @@ const (
 	windowSize  = 4 << 10 // the part of a long line that the patterns see, around what was found
 	wrapLimit   = 4 << 10 // how long a message of NVIDIA's installer can be over its wrapped lines
 	maxEvidence = 300
-	maxEach     = 64 // verdicts of one signature that differ in their words
+	maxEach     = 256 // verdicts of one signature that differ in their words
 )
 
 // Read finds every known line of a log, in the log's order and each meaning once, at its first line. The log
@@ -44,7 +44,8 @@ func Read(name string, r io.Reader) ([]Verdict, error) {
 		}
 		src = unzip
 	}
-	rd := &reader{c: c, source: name, found: map[string][]int{}, seen: make([]bool, len(c.signatures))}
+	rd := &reader{c: c, source: name, said: map[string]int{},
+		count: make([]int, len(c.signatures)), seen: make([]bool, len(c.signatures))}
 	err = rd.read(src)
 	if err != nil {
 		err = fmt.Errorf("read %s: %w", name, err)
@@ -60,8 +61,11 @@ type reader struct {
 	cmdline string
 
 	all   []entry
-	found map[string][]int // a signature's id → its entries
-	seen  []bool           // signatures that have nothing more to say
+	said  map[string]int // a signature's id and what its groups held → the entry
+	key   []byte
+	count []int  // entries of each signature
+	seen  []bool // signatures that have nothing more to say
+	met   []uint16
 }
 
 type entry struct {
@@ -113,28 +117,29 @@ func (r *reader) part(data []byte, last bool) int {
 			if len(data) < bufferSize {
 				return 0
 			}
-			if r.c.matcher.first(data) >= 0 {
-				r.line(data, r.lines+1)
-			}
+			r.line(data, r.lines+1)
 			return len(data) - overlap
 		}
 	}
 	at, counted, number := 0, 0, r.lines
 	for at < end {
-		pos := r.c.matcher.first(data[at:end])
-		if pos < 0 {
+		place := at + r.c.matcher.skim(data[at:end])
+		if place == end {
 			break
 		}
-		pos += at
-		from := at + bytes.LastIndexByte(data[at:pos-1], '\n') + 1
-		text, next, whole := logical(data[:end], from, pos)
-		if !whole && !last && from > 0 {
-			end = from
-			break
+		from := at + bytes.LastIndexByte(data[at:place], '\n') + 1
+		next := lineEnd(data[:end], place)
+		if r.c.matcher.holds(data[from:next]) {
+			text, after, whole := logical(data[:end], from, next)
+			if !whole && !last && from > 0 {
+				end = from
+				break
+			}
+			number += bytes.Count(data[counted:from], newline)
+			counted = from
+			r.line(text, number+1)
+			next = after
 		}
-		number += bytes.Count(data[counted:from], newline)
-		counted = from
-		r.line(text, number+1)
 		at = next
 	}
 	r.lines = number + bytes.Count(data[counted:end], newline)
@@ -143,12 +148,11 @@ func (r *reader) part(data []byte, last bool) int {
 
 var newline = []byte{'\n'}
 
-// logical is the line that begins at from and holds the byte before pos, and where the next one begins. A
+// logical is the line between from and next, and where the one after it begins. A
 // message of NVIDIA's installer on a terminal is wrapped at 80 columns, its further lines set in under the
 // first, sometimes with an empty line between; such a message is one line. It is not whole if data ends
 // before another further line could have been ruled out.
-func logical(data []byte, from, pos int) (text []byte, next int, whole bool) {
-	next = lineEnd(data, pos)
+func logical(data []byte, from, next int) (text []byte, after int, whole bool) {
 	text = bytes.TrimRight(data[from:next], "\r\n")
 	if !bytes.HasPrefix(text, []byte(markError)) && !bytes.HasPrefix(text, []byte(markWarning)) {
 		return text, next, true
@@ -185,15 +189,12 @@ func lineEnd(data []byte, from int) int {
 
 // line looks at one line in which some text of the matcher stands.
 func (r *reader) line(text []byte, number int) {
-	var met []uint16
+	r.met = r.met[:0]
 	r.c.matcher.all(text, func(what uint16, end int) {
-		if slices.Contains(met, what) {
+		if int(what) < len(r.seen) && r.seen[what] || slices.Contains(r.met, what) {
 			return
 		}
-		if int(what) < len(r.seen) && r.seen[what] {
-			return
-		}
-		met = append(met, what)
+		r.met = append(r.met, what)
 		window := text
 		if len(text) > windowSize {
 			window = text[max(0, end-windowSize/2):min(len(text), end+windowSize/2)]
@@ -238,14 +239,28 @@ func (r *reader) mark(mark string, text []byte) {
 
 const kernelLog = "kernel"
 
-// try matches one signature against a line and keeps what it says, unless that was said already.
+// try matches one signature against a line and keeps what it says, unless that was said already. A log may
+// repeat one line a million times, so what tells two meanings apart, the groups that the texts use, is looked
+// at before anything is written.
 func (r *reader) try(index int, text []byte, number int) {
 	s := r.c.signatures[index]
 	at := s.re.FindSubmatchIndex(text)
 	if at == nil {
 		return
 	}
-	v := Verdict{ID: s.ID, Severity: s.Severity, Where: s.Where, Line: number, Source: r.source}
+	r.key = append(r.key[:0], s.ID...)
+	for _, group := range s.groups {
+		r.key = append(r.key, 0)
+		if from, to := at[2*group], at[2*group+1]; from >= 0 {
+			r.key = append(r.key, text[from:to]...)
+		}
+	}
+	known, again := r.said[string(r.key)]
+	if again && !r.all[known].Past {
+		return
+	}
+
+	v := Verdict{ID: s.ID, Severity: s.Severity, Where: s.Where, Line: number, Source: r.source, Evidence: evidence(text, at[0], at[1])}
 	v.Cause = clean(s.re.Expand(nil, []byte(s.Cause), text, at))
 	v.Remedy = clean(s.re.Expand(nil, []byte(s.Remedy), text, at))
 	if len(s.Fixes) > 0 {
@@ -258,20 +273,15 @@ func (r *reader) try(index int, text []byte, number int) {
 			v.Cause = fmt.Sprintf("Xid %d of the GPU at %s: %s", x.Number, clean(text[at[2]:at[3]]), x.Meaning)
 		}
 	}
-	if s.fixed {
-		r.seen[index] = true
+	said := entry{Verdict: v, kernel: s.Log == kernelLog}
+	if again {
+		r.all[known] = said
+	} else {
+		r.said[string(r.key)] = len(r.all)
+		r.all = append(r.all, said)
+		r.count[index]++
 	}
-	same := r.found[v.ID]
-	known := slices.IndexFunc(same, func(i int) bool { return r.all[i].Cause == v.Cause })
-	switch {
-	case known < 0 && len(same) < maxEach:
-		v.Evidence = evidence(text, at[0], at[1])
-		r.found[v.ID] = append(same, len(r.all))
-		r.all = append(r.all, entry{Verdict: v, kernel: s.Log == kernelLog})
-	case known >= 0 && r.all[same[known]].Past:
-		v.Evidence = evidence(text, at[0], at[1])
-		r.all[same[known]] = entry{Verdict: v, kernel: true}
-	}
+	r.seen[index] = len(s.groups) == 0 || r.count[index] >= maxEach
 }
 
 func (r *reader) verdicts() []Verdict {

@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -187,6 +188,7 @@ func (r *run) pass(ctx context.Context) (verdict, error) {
 
 // look takes the lock and the facts in one command, and follows what an earlier run left working.
 func (r *run) look(ctx context.Context) error {
+	gone := make(map[string]bool)
 	for {
 		if r.conn == nil {
 			conn, err := r.Dial(ctx)
@@ -207,14 +209,19 @@ func (r *run) look(ctx context.Context) error {
 		}
 		r.facts = f
 		r.journal, _ = ParseJournal(f.State.Journal)
-		if len(f.State.Jobs) == 0 {
+		open := slices.DeleteFunc(slices.Clone(f.State.Jobs), func(name string) bool { return gone[name] })
+		if len(open) == 0 {
 			return nil
 		}
-		for _, name := range f.State.Jobs {
+		for _, name := range open {
 			r.tell(Event{Kind: Notice, Text: "following " + name + ", which an earlier run started"})
-			if _, err := r.follow(ctx, name, 0, 0, ""); err != nil {
+			res, err := r.follow(ctx, name, 0, 0, "")
+			if err != nil {
 				return err
 			}
+			// One that was cut off, before it had come up even, never gets an exit code: the guest goes on
+			// listing it, and the step's check decides what is left to do.
+			gone[name] = res.State != guest.Exited
 		}
 	}
 }
@@ -316,6 +323,9 @@ func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[step
 			return v, err
 		}
 		changed = true
+		if it.Replan {
+			return again, nil
+		}
 	}
 	if v, err := r.boot(ctx, changed); v == again || err != nil {
 		return v, err

@@ -285,6 +285,28 @@ func TestLostConnectionIsDialledAgain(t *testing.T) {
 	}
 }
 
+func TestJobsThatAPowerCutLeftAreNotFollowedForEver(t *testing.T) {
+	l := newLab(t)
+	// One whose folder was just made, and one of this boot that vanished with its keeper.
+	for name, text := range map[string]string{
+		"jobs/first-0123456789ab/1/cmd":   "true\n",
+		"jobs/second-0123456789ab/1/boot": "boot-1\n",
+		"jobs/second-0123456789ab/1/pid":  "1\n",
+		"jobs/second-0123456789ab/1/log":  "half\n",
+	} {
+		l.write(filepath.Join("var/lib/gpuguest", name), text)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	report, err := engine.Run(ctx, l.config(l.touch("first", false)))
+	if err != nil || report.Result != "done" {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	if _, err := os.Stat(filepath.Join(l.root, "done-first")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFailedStepSaysWhatItPrintedAndWhatToDo(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

@@ -88,11 +88,13 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 	var ended sync.WaitGroup
 	ended.Add(2)
 	stdout.done, stderr.done = ended.Done, ended.Done
-	sess.Stdout, sess.Stderr = failing{stdout, cancel}, failing{stderr, cancel}
+	sess.Stdout, sess.Stderr = &gate{w: stdout, fail: cancel}, &gate{w: stderr, fail: cancel}
 	c.execs.Add(1)
 	stop := func() { _ = sess.Close() }
-	if err := c.do(ctx, func() error { return sess.Start(line) }, stop); err != nil {
-		_ = sess.Close()
+	if err := c.call(ctx, func() error { return sess.Start(line) }, stop); err != nil {
+		if ctx.Err() == nil {
+			stop()
+		}
 		return Result{}, nil, c.explain(ctx, err)
 	}
 
@@ -108,10 +110,9 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 	})
 	c.tasks.Go(l.feed.run)
 	c.tasks.Go(func() { ended.Wait(); close(both) })
-	err = c.do(ctx, func() error { <-both; return nil }, stop)
+	err = c.call(ctx, func() error { <-both; return nil }, l.end)
 	if err != nil {
-		l.end()
-		return Result{}, nil, err
+		return Result{}, nil, c.explain(ctx, err)
 	}
 	out, code, ok := stdout.result()
 	words, _, _ := stderr.result()
@@ -120,7 +121,9 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 		words = dropLines(words, token+" ")
 		return Result{Exit: code, Stdout: out, Stderr: words}, l, nil
 	}
-	<-l.lost // the guest's side ended without the script's end, so this does not wait
+	if err := c.call(ctx, func() error { <-l.lost; return nil }, l.end); err != nil {
+		return Result{}, nil, c.explain(ctx, err)
+	}
 	res, err := c.outcome(ctx, exit)
 	if err != nil {
 		return Result{}, nil, err
@@ -207,28 +210,45 @@ type holdOutput struct {
 	capture
 	end  []byte
 	done func()
-	line func(string) // told each complete line as it comes
-	seen int          // bytes already split into lines
+	line func(string) // told each complete line as it comes; may be nil
 	once sync.Once
+
+	split   int // bytes already split into lines
+	scanned int // bytes in which end does not begin
 }
 
 func (o *holdOutput) Write(p []byte) (int, error) {
 	n, err := o.capture.Write(p)
-	b := o.bytes()
-	if o.line != nil {
-		for {
-			i := bytes.IndexByte(b[o.seen:], '\n')
-			if i < 0 {
-				break
-			}
-			o.line(string(b[o.seen : o.seen+i]))
-			o.seen += i + 1
-		}
+	lines, ended := o.scan()
+	for _, s := range lines {
+		o.line(s)
 	}
-	if i := bytes.LastIndex(b, o.end); i >= 0 && bytes.IndexByte(b[i+1:], '\n') >= 0 {
+	if ended {
 		o.finish()
 	}
 	return n, err
+}
+
+// scan looks at what is new.
+func (o *holdOutput) scan() (lines []string, ended bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	b := o.buf.Bytes()
+	for o.line != nil {
+		i := bytes.IndexByte(b[o.split:], '\n')
+		if i < 0 {
+			break
+		}
+		lines = append(lines, string(b[o.split:o.split+i]))
+		o.split += i + 1
+	}
+	i := bytes.Index(b[o.scanned:], o.end)
+	if i < 0 {
+		o.scanned = max(o.scanned, len(b)-len(o.end)+1)
+		return lines, false
+	}
+	o.scanned += i
+	return lines, bytes.IndexByte(b[o.scanned+1:], '\n') >= 0
 }
 
 func (o *holdOutput) finish() { o.once.Do(o.done) }
@@ -236,10 +256,12 @@ func (o *holdOutput) finish() { o.once.Do(o.done) }
 // result is the output before the end line and the script's exit code; without an end line, all of it.
 func (o *holdOutput) result() (out []byte, code int, ok bool) {
 	b := o.bytes()
-	i := bytes.LastIndex(b, o.end)
+	i := bytes.Index(b, o.end)
 	if i < 0 {
 		return b, 0, false
 	}
-	code, err := strconv.Atoi(strings.TrimSpace(string(b[i+len(o.end):])))
-	return b[:i], code, err == nil
+	// A process that the script left behind may print after the end.
+	word, _, whole := strings.Cut(string(b[i+len(o.end):]), "\n")
+	code, err := strconv.Atoi(word)
+	return b[:i], code, whole && err == nil
 }

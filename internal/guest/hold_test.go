@@ -171,3 +171,23 @@ func TestHoldCutAnywhereReturnsAnError(t *testing.T) {
 		_ = c.Close()
 	}
 }
+
+func TestOutputAfterTheHeldScriptDoesNoHarm(t *testing.T) {
+	t.Parallel()
+	_, _, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	within(t, 10*time.Second, func() {
+		res, lease, err := c.Hold(t.Context(), HoldSpec{Owner: "ann", Script: "echo facts; { sleep 0.2; echo late; } & { sleep 0.2; echo late >&2; } & exit 4"})
+		if err != nil || res.Exit != 4 || string(res.Stdout) != "facts\n" || len(res.Stderr) != 0 {
+			t.Errorf("got %+v, %v", res, err)
+			return
+		}
+		time.Sleep(400 * time.Millisecond)
+		select {
+		case <-lease.Lost():
+			t.Error("the lease was lost")
+		default:
+		}
+		_ = lease.Release()
+	})
+}

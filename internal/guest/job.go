@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"gpuguest/assets"
 )
@@ -32,6 +33,17 @@ type JobSpec struct {
 	Name   string // "driver-3f9a": letters, digits, dot, dash, underscore, at most 80; names the job in the guest
 	Script string
 	At     JobPosition // where an interrupted RunJob of this spec had come to; zero: from the beginning
+
+	// Quiet is how long the log may stay silent before OnQuiet is told what the job's processes do; it is told
+	// again after as long again. It costs an exec each time. 0 or nil: never.
+	Quiet   time.Duration
+	OnQuiet func(QuietJob)
+}
+
+// QuietJob is a job that has printed nothing for a while: perhaps it waits for an answer or a lock.
+type QuietJob struct {
+	Since     time.Duration // how long nothing was printed
+	Processes string        // one line a process of the job: pid, parent, age, state, command line; "" unknown
 }
 
 // JobPosition is how far the reading of a job has come.
@@ -94,7 +106,7 @@ func (c *Conn) RunJob(ctx context.Context, spec JobSpec, out io.Writer) (JobResu
 	}
 	at := spec.At
 	if at.Attempt > 0 {
-		return c.FollowJob(ctx, spec.Name, at, out)
+		return c.followJob(ctx, spec, out)
 	}
 	if at.Token == "" {
 		at.Token = rand.Text()
@@ -104,7 +116,13 @@ func (c *Conn) RunJob(ctx context.Context, spec JobSpec, out io.Writer) (JobResu
 		args:   []string{"start", spec.Name, at.Token, strconv.FormatInt(at.Offset, 10), strconv.Itoa(len(spec.Script))},
 		stdin:  strings.NewReader(spec.Script),
 	}
-	return c.follow(ctx, k, at, out)
+	return c.follow(ctx, k, followed{spec: spec, at: at}, out)
+}
+
+// followed says which job a call follows, from where.
+type followed struct {
+	spec JobSpec
+	at   JobPosition
 }
 
 // FollowJob copies the log of a job already started to out, from at.Offset of attempt at.Attempt (0: the
@@ -113,11 +131,15 @@ func (c *Conn) FollowJob(ctx context.Context, name string, at JobPosition, out i
 	if !jobName.MatchString(name) {
 		return JobResult{State: Absent}, nil
 	}
+	return c.followJob(ctx, JobSpec{Name: name, At: at}, out)
+}
+
+func (c *Conn) followJob(ctx context.Context, spec JobSpec, out io.Writer) (JobResult, error) {
 	k := call{
 		script: assets.Job,
-		args:   []string{"follow", name, strconv.Itoa(at.Attempt), strconv.FormatInt(at.Offset, 10)},
+		args:   []string{"follow", spec.Name, strconv.Itoa(spec.At.Attempt), strconv.FormatInt(spec.At.Offset, 10)},
 	}
-	return c.follow(ctx, k, at, out)
+	return c.follow(ctx, k, followed{spec: spec, at: spec.At}, out)
 }
 
 // Jobs lists the guest's jobs. It changes nothing there.
@@ -152,11 +174,19 @@ func (c *Conn) Jobs(ctx context.Context) ([]JobInfo, error) {
 	return out, nil
 }
 
-func (c *Conn) follow(ctx context.Context, k call, at JobPosition, out io.Writer) (JobResult, error) {
-	log := &jobLog{out: out}
+func (c *Conn) follow(ctx context.Context, k call, f followed, out io.Writer) (JobResult, error) {
+	at := f.at
+	log := &jobLog{out: out, last: time.Now()}
 	talk := &jobTalk{}
 	k.stdout, k.stderr = log, &capture{max: maxStderr, recent: true, tee: talk}
+	var watch sync.WaitGroup
+	wctx, stop := context.WithCancel(ctx)
+	if f.spec.Quiet > 0 && f.spec.OnQuiet != nil {
+		watch.Go(func() { c.watchQuiet(wctx, f.spec, log, talk) })
+	}
 	res, err := c.exec(ctx, k)
+	stop()
+	watch.Wait()
 
 	attempt, start, state, words := talk.heard()
 	if attempt > 0 {
@@ -196,12 +226,68 @@ func (c *Conn) follow(ctx context.Context, k call, at JobPosition, out io.Writer
 	}
 }
 
+// processesScript prints the job's processes: the keeper, whose pid is in the file $1, and its descendants.
+const processesScript = `ps -eo pid=,ppid=,etime=,stat=,args= | awk -v root="$(cat "${GPUGUEST_STATE:-/var/lib/gpuguest}/jobs/$1/pid")" '
+{ line[NR] = $0; pid[NR] = $1; parent[NR] = $2 }
+END {
+	job[root] = 1
+	for (more = 1; more; ) {
+		more = 0
+		for (i = 1; i <= NR; i++) if (job[parent[i]] && !job[pid[i]]) { job[pid[i]] = 1; more = 1 }
+	}
+	for (i = 1; i <= NR; i++) if (job[pid[i]] && pid[i] != root) print substr(line[i], 1, 200)
+}'`
+
+// watchQuiet tells of silences until ctx ends.
+func (c *Conn) watchQuiet(ctx context.Context, spec JobSpec, log *jobLog, talk *jobTalk) {
+	told := log.lastWrite()
+	timer := time.NewTimer(spec.Quiet)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		last := log.lastWrite()
+		if last.After(told) {
+			told = last
+		}
+		if wait := spec.Quiet - time.Since(told); wait > 0 {
+			timer.Reset(wait)
+			continue
+		}
+		q := QuietJob{Since: time.Since(last)}
+		if attempt, _, _, _ := talk.heard(); attempt > 0 {
+			var stdout, stderr capture
+			stdout.max, stderr.max = maxStderr, maxStderr
+			_, err := c.exec(ctx, call{script: processesScript, args: []string{fmt.Sprintf("%s/%d", spec.Name, attempt)}, stdout: &stdout, stderr: &stderr})
+			if err == nil {
+				q.Processes = strings.TrimRight(string(stdout.bytes()), "\n")
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		spec.OnQuiet(q)
+		told = time.Now()
+		timer.Reset(spec.Quiet)
+	}
+}
+
 // jobLog passes the log on and keeps its end.
 type jobLog struct {
 	out  io.Writer
 	mu   sync.Mutex
 	n    int64
 	tail []byte
+	last time.Time // of the last write
+}
+
+func (l *jobLog) lastWrite() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
 }
 
 func (l *jobLog) Write(p []byte) (int, error) {
@@ -209,6 +295,7 @@ func (l *jobLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.n += int64(n)
+	l.last = time.Now()
 	l.tail = append(l.tail, p[:n]...)
 	if len(l.tail) > 2*maxTail {
 		l.tail = append(l.tail[:0], l.tail[len(l.tail)-maxTail:]...)

@@ -326,3 +326,19 @@ setsid "$@" &`)
 		t.Errorf("got %+v, %v", res, err)
 	}
 }
+
+func TestQuietJobIsToldWithItsProcesses(t *testing.T) {
+	t.Parallel()
+	_, _, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	var log bytes.Buffer
+	var told []QuietJob
+	res, err := c.RunJob(t.Context(), JobSpec{Name: "a", Script: "echo begin; sleep 2.5; echo end", Quiet: time.Second,
+		OnQuiet: func(q QuietJob) { told = append(told, q) }}, &log)
+	if err != nil || res.State != Exited || log.String() != "begin\nend\n" {
+		t.Fatalf("got %+v, %v, %q", res, err, log.String())
+	}
+	if len(told) == 0 || told[0].Since < time.Second || !strings.Contains(told[0].Processes, "sleep 2.5") || strings.Contains(told[0].Processes, "/run ") {
+		t.Errorf("told %+v", told)
+	}
+}

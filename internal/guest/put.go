@@ -279,18 +279,24 @@ func (p *put) close() {
 
 func openSFTP(ctx context.Context, c *Conn) (*sftp.Client, error) {
 	var s *sftp.Client
-	err := c.do(ctx, func() (err error) {
+	opened := make(chan struct{})
+	err := c.call(ctx, func() (err error) {
+		defer close(opened)
 		s, err = sftp.NewClient(c.client,
 			sftp.MaxPacketUnchecked(sftpPacket),
 			sftp.UseConcurrentWrites(true),
 			sftp.MaxConcurrentRequestsPerFile(64))
 		return err
-	}, func() {})
-	if err != nil && s != nil {
-		_ = s.Close()
-		s = nil
+	}, func() {
+		<-opened
+		if s != nil {
+			_ = s.Close()
+		}
+	})
+	if err != nil {
+		return nil, err
 	}
-	return s, err
+	return s, nil
 }
 
 func (p *put) open(ctx context.Context) error {
@@ -426,7 +432,7 @@ func streams(size int64, rtt time.Duration) int {
 // rtt measures one round trip.
 func (c *Conn) rtt(ctx context.Context) (time.Duration, error) {
 	start := time.Now()
-	err := c.do(ctx, func() error {
+	err := c.call(ctx, func() error {
 		_, _, err := c.client.SendRequest("keepalive@openssh.com", true, nil)
 		return err
 	}, func() {})

@@ -47,7 +47,7 @@ const (
 	stillUpNotice = time.Minute
 )
 
-const rebootScript = "systemctl reboot 2>/dev/null || shutdown -r now 2>/dev/null || reboot"
+const rebootScript = "timeout 20 systemctl reboot 2>/dev/null || shutdown -r now 2>/dev/null || reboot"
 
 const bootIDScript = `cat "${GPUGUEST_BOOT_ID:-/proc/sys/kernel/random/boot_id}" || exit
 systemctl is-system-running 2>/dev/null || :
@@ -110,22 +110,36 @@ func (c *Conn) Reboot(ctx context.Context, spec RebootSpec) (*Conn, error) {
 	}
 	_ = c.Close()
 
-	n, b, err := c.await(ctx, spec, notice)
-	if errors.Is(err, ErrNoReboot) && ctx.Err() == nil && spec.PowerCycle != nil {
-		notice(fmt.Sprintf("%s: not back within %v; power cycle", c.host, spec.Deadline))
-		if perr := spec.PowerCycle(ctx); perr != nil {
-			return nil, &Error{Kind: ErrNoReboot, Host: c.host, Msg: "power cycle", Err: perr, hint: "run the power cycle command by hand"}
+	asked := time.Now()
+	cycled := false
+	for {
+		n, b, err := c.await(ctx, spec, notice)
+		if errors.Is(err, ErrNoReboot) && ctx.Err() == nil && spec.PowerCycle != nil && !cycled {
+			cycled = true
+			notice(fmt.Sprintf("%s: not back within %v; power cycle", c.host, spec.Deadline))
+			if perr := spec.PowerCycle(ctx); perr != nil {
+				return nil, &Error{Kind: ErrNoReboot, Host: c.host, Msg: "power cycle", Err: perr, hint: "run the power cycle command by hand"}
+			}
+			continue
 		}
-		n, b, err = c.await(ctx, spec, notice)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := n.settle(ctx, b, spec.Settle, notice); err != nil {
+		if err != nil {
+			return nil, err
+		}
+		err = n.settle(ctx, b, spec.Settle, notice)
+		if err == nil {
+			return n, nil
+		}
 		_ = n.Close()
-		return nil, err
+		if !errors.Is(err, ErrDisconnected) || ctx.Err() != nil {
+			return nil, err
+		}
+		// A boot may end in another: cloud-init and filesystem checks reboot by themselves.
+		notice(c.host + ": lost again while it started; waiting for it")
+		if time.Since(asked) > spec.Deadline+spec.Settle {
+			return nil, &Error{Kind: ErrNoReboot, Host: c.host, Msg: "the guest does not stay up (boot_id before: " + spec.OldBoot + ")", Err: err,
+				hint: "look at the guest's console"}
+		}
 	}
-	return n, nil
 }
 
 // askReboot asks. The end of the connection is as good an answer as any: a guest that reboots may not

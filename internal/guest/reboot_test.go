@@ -151,3 +151,30 @@ if [ "$(wc -l <"$HOME/asked")" -lt 4 ]; then echo starting; else echo degraded; 
 		t.Errorf("notices: %q", said.text())
 	}
 }
+
+func TestGuestThatRebootsOnceMoreWhileItStartsIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	shell, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() },
+		func(sh *guesttest.Shell, s *guesttest.Server) {
+			sh.Boot("boot-2")
+			sh.Tool("systemctl", "echo starting")
+			s.Listen()
+			time.Sleep(time.Second)
+			s.Refuse()
+			sh.Boot("boot-3")
+			sh.Tool("systemctl", "echo running")
+			s.Listen()
+		})
+
+	shell.Env = append(shell.Env, "GPUGUEST_SYSTEMD="+shell.Dir)
+	c := mustDial(t, cfg)
+	n, err := c.Reboot(t.Context(), RebootSpec{OldBoot: "boot-1", Deadline: 15 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	res, err := n.Run(t.Context(), Command{Script: `cat "$GPUGUEST_BOOT_ID"`})
+	if err != nil || string(res.Stdout) != "boot-3\n" {
+		t.Errorf("got %+v, %v after %d connections", res, err, s.Connections())
+	}
+}

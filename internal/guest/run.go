@@ -40,9 +40,10 @@ const (
 	// Longer scripts go over standard input, which costs one more round trip.
 	maxArgument = 120 << 10
 
-	// stopGrace is how long a call whose context has ended waits for the guest's answer before it gives
-	// the whole connection up.
-	stopGrace = 2 * time.Second
+	// stopGrace is how long a file transfer whose context has ended waits for the guest's answer before it
+	// gives the whole connection up; while the guest is heard, up to stopGraces times as long.
+	stopGrace  = 3 * time.Second
+	stopGraces = 5
 )
 
 // Run runs a script. The errors are ErrDisconnected (the script may have run, and may run on), ErrSudo,
@@ -282,7 +283,7 @@ func oneLine(s string) error {
 	return errors.New(s)
 }
 
-// execOnce opens one channel, runs the line and waits for its end.
+// execOnce opens one channel, runs the line and waits for its end, or for ctx's.
 func (c *Conn) execOnce(ctx context.Context, k call, p privilege) (Result, error) {
 	line, first := compose(k, p)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -291,37 +292,40 @@ func (c *Conn) execOnce(ctx context.Context, k call, p privilege) (Result, error
 	if err != nil {
 		return Result{}, err
 	}
-	defer sess.Close()
 	stdin, err := sess.StdinPipe()
 	if err != nil {
+		_ = sess.Close()
 		return Result{}, err
 	}
-	sess.Stdout = failing{k.stdout, cancel}
-	sess.Stderr = failing{k.stderr, cancel}
+	stdout, stderr := &gate{w: k.stdout, fail: cancel}, &gate{w: k.stderr, fail: cancel}
+	sess.Stdout, sess.Stderr = stdout, stderr
+	defer stderr.shut()
+	defer stdout.shut()
 	c.execs.Add(1)
-	stop := func() {
+	err = c.call(ctx, func() error {
+		if err := sess.Start(line); err != nil {
+			return err
+		}
+		c.tasks.Go(func() {
+			defer stdin.Close()
+			if len(first) > 0 {
+				if _, err := stdin.Write(first); err != nil {
+					return
+				}
+			}
+			if k.stdin != nil {
+				// A script that ends without reading all of it is no error.
+				_, _ = io.Copy(stdin, k.stdin)
+			}
+		})
+		return sess.Wait()
+	}, func() {
 		_ = sess.Signal(ssh.SIGTERM)
 		_ = sess.Close()
-	}
-	if err := c.do(ctx, func() error { return sess.Start(line) }, stop); err != nil {
-		return Result{}, c.explain(ctx, err)
-	}
-	var feed sync.WaitGroup
-	feed.Go(func() {
-		defer stdin.Close()
-		if len(first) > 0 {
-			if _, err := stdin.Write(first); err != nil {
-				return
-			}
-		}
-		if k.stdin != nil {
-			// A script that ends without reading all of it is no error.
-			_, _ = io.Copy(stdin, k.stdin)
-		}
 	})
-	err = c.do(ctx, sess.Wait, stop)
-	_ = sess.Close()
-	feed.Wait()
+	if ctx.Err() == nil {
+		_ = sess.Close()
+	}
 	return c.outcome(ctx, err)
 }
 
@@ -360,38 +364,77 @@ func (c *Conn) explain(ctx context.Context, err error) error {
 	return c.lost(err)
 }
 
-// failing ends the call when its output cannot be taken: a writer that merely stopped reading would leave
-// the guest's script blocked for ever.
-type failing struct {
-	w      io.Writer
-	cancel context.CancelCauseFunc
+// gate passes output on until it is shut: the guest may send more after the call has returned. When the
+// writer fails, the call ends; a writer that merely stopped taking would leave the guest's script blocked.
+type gate struct {
+	w    io.Writer
+	fail context.CancelCauseFunc
+
+	mu     sync.Mutex
+	closed bool
 }
 
-func (f failing) Write(p []byte) (int, error) {
-	n, err := f.w.Write(p)
+func (g *gate) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return len(p), nil
+	}
+	n, err := g.w.Write(p)
 	if err != nil {
-		f.cancel(err)
+		g.fail(err)
 	}
 	return n, err
 }
 
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+}
+
 func (c *Conn) session(ctx context.Context) (*ssh.Session, error) {
 	var sess *ssh.Session
-	err := c.do(ctx, func() (err error) {
+	opened := make(chan struct{})
+	err := c.call(ctx, func() (err error) {
+		defer close(opened)
 		sess, err = c.client.NewSession()
 		return err
-	}, func() {})
-	if err != nil {
+	}, func() {
+		<-opened
 		if sess != nil {
 			_ = sess.Close()
 		}
+	})
+	if err != nil {
 		return nil, c.explain(ctx, err)
 	}
 	return sess, nil
 }
 
-// do runs f, which waits for the guest. When ctx ends first, stop asks f to end; when f still waits
-// stopGrace later, the connection is severed, which ends it surely. f and stop have returned when do does.
+// call runs f, which waits for the guest. When ctx ends first, call returns at once, and f and abandon run on
+// behind its back until they are through or the connection ends: sshd confirms the end of a channel only
+// when its command has ended, however long that takes, and others on this connection are not to suffer.
+// What a guest that is gone leaves waiting, the watchdog ends.
+func (c *Conn) call(ctx context.Context, f func() error, abandon func()) error {
+	select {
+	case <-c.dead:
+		return io.EOF
+	default:
+	}
+	done := make(chan error, 1)
+	c.tasks.Go(func() { done <- f() })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		c.tasks.Go(abandon)
+		return context.Cause(ctx)
+	}
+}
+
+// do runs f, which waits for the guest. When ctx ends first, stop asks f to end; when f still waits after
+// the grace, the connection is severed, which ends it surely. f and stop have returned when do does.
 func (c *Conn) do(ctx context.Context, f func() error, stop func()) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -405,9 +448,22 @@ func (c *Conn) do(ctx context.Context, f func() error, stop func()) error {
 		defer close(stopped)
 		stop()
 	}()
-	grace := time.AfterFunc(stopGrace, c.sever)
+	// A guest that is heard is slow and not gone, and others may be using the connection.
+	grace := time.NewTimer(stopGrace)
 	defer grace.Stop()
-	<-done
-	<-stopped
-	return context.Cause(ctx)
+	for left := stopGraces; ; left-- {
+		select {
+		case <-done:
+			<-stopped
+			return context.Cause(ctx)
+		case <-grace.C:
+			if left <= 1 || time.Since(c.wire.lastRead()) > stopGrace {
+				c.sever()
+				<-done
+				<-stopped
+				return context.Cause(ctx)
+			}
+			grace.Reset(stopGrace)
+		}
+	}
 }

@@ -89,17 +89,26 @@ func TestRunEndsAtItsTimeLimit(t *testing.T) {
 	})
 }
 
-func TestCancelledRunInAFrozenGuestReturns(t *testing.T) {
+// A guest that does not confirm a channel's end, as sshd does not while the command runs, must hold up neither
+// the caller nor the others on the connection.
+func TestCancelledRunReturnsAtOnceAndLeavesTheConnection(t *testing.T) {
 	t.Parallel()
 	_, s, cfg := shellGuest(t)
 	c := mustDial(t, cfg)
 	s.Freeze()
-	defer s.Thaw()
-	within(t, 10*time.Second, func() {
+	within(t, 2*time.Second, func() {
 		if _, err := c.Run(short(t, 50*time.Millisecond), Command{Script: "true"}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
+		if _, _, err := c.Hold(short(t, 50*time.Millisecond), HoldSpec{Script: "true"}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
 	})
+	s.Thaw()
+	res, err := c.Run(t.Context(), Command{Script: "echo alive"})
+	if err != nil || string(res.Stdout) != "alive\n" {
+		t.Errorf("afterwards: %+v, %v", res, err)
+	}
 }
 
 func TestKeepaliveClosesAFrozenGuest(t *testing.T) {

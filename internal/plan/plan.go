@@ -32,6 +32,7 @@ type Item struct {
 	Check   string          // POSIX sh; exit 0: met
 	Actions []action.Action // nil: the step only verifies
 	AtBoot  bool            // its change takes effect at the next boot
+	Replan  bool            // once it was brought about, the plan is made anew
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Hint    string
 }
@@ -75,7 +76,7 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		if s.Check == nil {
 			continue
 		}
-		item := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Fresh: s.Fresh, Hint: s.Hint}
+		item := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Replan: s.Replan, Fresh: s.Fresh, Hint: s.Hint}
 		if s.Apply != nil {
 			item.Actions = s.Apply(in)
 		}
@@ -113,18 +114,17 @@ func JobName(id steps.ID, script string) string {
 	return string(id) + "-" + hex.EncodeToString(sum[:6])
 }
 
-// Proofs returns the part of a plan that only proves: what the next boot will find and what runs now,
-// without the actions that would bring it about.
-func (p Plan) Proofs() Plan {
-	var s Segment
-	for _, it := range p.Items() {
-		if it.Fresh || it.ID == "next-boot" {
-			it.Actions, it.AtBoot, it.Fresh = nil, false, true
-			s.Items = append(s.Items, it)
+// Proofs works out only the steps that prove: what the next boot will find and what runs now, without the
+// actions that would bring it about and without asking whether those could be carried out.
+func Proofs(in steps.Input, all []steps.Step) (Plan, error) {
+	var proofs []steps.Step
+	for _, s := range all {
+		if s.Check != nil && (s.Fresh || s.Apply == nil) {
+			s.Apply, s.AtBoot, s.Refuse, s.Fresh = nil, nil, nil, true
+			proofs = append(proofs, s)
 		}
 	}
-	p.Segments = []Segment{s}
-	return p
+	return Build(in, proofs)
 }
 
 // Bare makes the input of a plan that needs no choice of a driver.

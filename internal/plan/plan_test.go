@@ -154,3 +154,32 @@ func BenchmarkPlanForOneGuest(b *testing.B) {
 		}
 	}
 }
+
+func TestGuestWhoseHeadersLeftTheArchiveMovesToTheNewestKernel(t *testing.T) {
+	f := guestFacts(t, "debian12-gtx1050ti-nouveau")
+	exact := "linux-headers-" + f.Kernel.Next
+	if _, ok := f.Offered[exact]; !ok {
+		t.Fatalf("the recording does not offer %s, so this test tests nothing", exact)
+	}
+	find := func() *Item {
+		p, err := build(f, choice.Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, it := range p.Items() {
+			if it.ID == "kernel" {
+				return &it
+			}
+		}
+		return nil
+	}
+	if find() != nil {
+		t.Error("a guest whose headers can be had is given another kernel")
+	}
+	delete(f.Offered, exact)
+	f.Kernel.Headers = nil
+	it := find()
+	if it == nil || !it.Replan || !strings.Contains(actionScript(it.Actions[0]), "linux-image-amd64") {
+		t.Errorf("step %+v", it)
+	}
+}

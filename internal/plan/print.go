@@ -71,6 +71,8 @@ func state(it Item, outcomes map[steps.ID]Outcome) string {
 		return "met"
 	case it.AtBoot:
 		return "to do, takes effect at the next boot"
+	case it.Replan:
+		return "to do, and then the rest is planned anew"
 	case it.Actions == nil:
 		return "to prove"
 	}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"gpuguest/distros"
+	"gpuguest/internal/choice"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
+)
+
+func TestEveryErrorHasItsExitCode(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want int
+	}{
+		{nil, 0},
+		{errors.New("some mistake"), 1},
+		{&engine.StepError{Step: "driver", What: "exit 100"}, 2},
+		{&plan.Refusal{Step: "room", Reason: "/ is mounted read-only"}, 2},
+		{fmt.Errorf("%w: 3 done", engine.ErrBootLoop), 2},
+		{fmt.Errorf("vm: %w", guest.ErrUnreachable), 3},
+		{guest.ErrAuth, 3},
+		{guest.ErrHostKey, 3},
+		{guest.ErrSudo, 3},
+		{guest.ErrNoReboot, 3},
+		{guest.ErrDisconnected, 3},
+		{&choice.Refusal{What: "a driver", Reason: "no GPU"}, 4},
+		{fmt.Errorf("%w: rocky:9", distros.ErrUnsupported), 4},
+		{&engine.StepError{Step: "verify-smi", What: "exit 9", Verify: true}, 5},
+		{guest.ErrHeld, 6},
+		{fmt.Errorf("%w: driver goes on: %w", engine.ErrDetached, context.Canceled), 130},
+		{fmt.Errorf("dial: %w", context.Canceled), 130},
+	} {
+		if got := exitCode(c.err); got != c.want {
+			t.Errorf("%v: exit code %d, want %d", c.err, got, c.want)
+		}
+	}
+}
