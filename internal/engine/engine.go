@@ -133,6 +133,10 @@ type run struct {
 	changes map[steps.ID]int // how often a step had to be brought about
 }
 
+// quietAfter is how long a step may print nothing before the user is told what it is at. Building an
+// initramfs or a module prints nothing for minutes on a small guest; a prompt prints nothing for ever.
+const quietAfter = 3 * time.Minute
+
 // verdict says why a pass ended without an error and the run is not done.
 type verdict int
 
@@ -466,7 +470,9 @@ func (r *run) job(ctx context.Context, name, script string, i, of int, id steps.
 		return guest.JobResult{}, "", err
 	}
 	began := time.Now()
-	res, err := r.conn.RunJob(ctx, guest.JobSpec{Name: name, Script: script}, out)
+	res, err := r.conn.RunJob(ctx, guest.JobSpec{Name: name, Script: script, Quiet: quietAfter, OnQuiet: func(q guest.QuietJob) {
+		r.tell(Event{Kind: Notice, Step: id, Text: fmt.Sprintf("%s has been silent for %s; at work in the guest: %s", id, q.Since.Round(time.Second), strings.ReplaceAll(strings.TrimSpace(q.Processes), "\n", "; "))})
+	}}, out)
 	r.inGuest += time.Since(began)
 	if cerr := end(); err == nil {
 		err = cerr

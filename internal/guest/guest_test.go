@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -121,4 +122,13 @@ func short(t *testing.T, d time.Duration) context.Context {
 
 func sudoPassword(p string) func(context.Context) ([]byte, error) {
 	return func(context.Context) ([]byte, error) { return []byte(p), nil }
+}
+
+// The parallel tests here wait for most of their time, so more of them run at once than there are processors.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
+		_ = flag.Set("test.parallel", "8")
+	}
+	os.Exit(m.Run())
 }

@@ -145,11 +145,11 @@ func TestPutWithoutAHashWorksItOut(t *testing.T) {
 func TestPutGoesOnWhereItWasCut(t *testing.T) {
 	t.Parallel()
 	shell, s, cfg := shellGuest(t)
-	f, data := localFile(t, 24<<20, filepath.Join(shell.Dir, "file"))
+	f, data := localFile(t, 40<<20, filepath.Join(shell.Dir, "file"))
 	c := mustDial(t, cfg)
 	var once atomic.Bool
 	f.Progress = func(done, _ int64) {
-		if done > 16<<20 && once.CompareAndSwap(false, true) {
+		if done > 32<<20 && once.CompareAndSwap(false, true) {
 			s.Cut()
 		}
 	}
@@ -183,7 +183,8 @@ func TestPutGoesOnWhereItWasCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if res.Resumed < 4<<20 || res.Resumed+res.Sent != f.Size || res.Sent < minChunk {
+	// At most four blocks of 4 MiB are under way at once, and one was spoilt.
+	if res.Resumed < 3*minChunk || res.Resumed+res.Sent != f.Size || res.Sent < minChunk {
 		t.Errorf("got %+v", res)
 	}
 	mustHold(t, f.Path, data, 0o640)

@@ -15,6 +15,7 @@ type RebootSpec struct {
 	OldBoot  string        // boot_id now; "": asked before the reboot, which costs an exec
 	Deadline time.Duration // from the request to the new boot's first answer; 0: 10 min
 	Settle   time.Duration // how long the new boot may take to finish its start, cloud-init included; 0: 10 min
+	AskAgain time.Duration // how long the old boot may go on as if nothing was asked before it is asked once more; 0: 10 s
 	Cmd      string        // script that reboots, as root; "": systemctl reboot, else shutdown -r now, else reboot
 
 	Notice func(string) // what is being waited for, one line each; nil: Config.Notice
@@ -27,6 +28,7 @@ type RebootSpec struct {
 const (
 	defaultDeadline = 10 * time.Minute
 	defaultSettle   = 10 * time.Minute
+	defaultAskAgain = 10 * time.Second
 
 	probeEvery = 250 * time.Millisecond
 	probeMax   = 8 // with the long one below sshd's MaxStartups, which begins to refuse at 10
@@ -91,6 +93,9 @@ func (c *Conn) Reboot(ctx context.Context, spec RebootSpec) (*Conn, error) {
 	}
 	if spec.Deadline <= 0 {
 		spec.Deadline = defaultDeadline
+	}
+	if spec.AskAgain <= 0 {
+		spec.AskAgain = defaultAskAgain
 	}
 	if spec.Settle <= 0 {
 		spec.Settle = defaultSettle
@@ -222,6 +227,17 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 			return nil, errors.New("a password is not asked for again during a reboot")
 		}
 	}
+	// A request may have been lost with its connection: a guest that is neither gone nor going is asked again.
+	var asked atomic.Int64
+	asked.Store(time.Now().UnixNano())
+	ask := func(n *Conn, b bootState) {
+		last := asked.Load()
+		if b.system == "stopping" || time.Since(time.Unix(0, last)) < spec.AskAgain || !asked.CompareAndSwap(last, time.Now().UnixNano()) {
+			return
+		}
+		// What it answers is not waited for longer than the probe itself: the next boot_id is the answer.
+		_ = n.askReboot(pctx, spec.Cmd)
+	}
 	var talking atomic.Int64
 	probe := func(long bool) {
 		probes.Go(func() {
@@ -234,7 +250,7 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 			if long {
 				lim.tcp, lim.handshake = probeLong, probeLong
 			}
-			r := c.probe(pctx, quiet, lim, spec.OldBoot)
+			r := c.probe(pctx, quiet, lim, spec.OldBoot, ask)
 			if said.Load() {
 				talking.Add(-1)
 			}
@@ -291,7 +307,7 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 
 // probe makes one connection and asks for the boot_id. Password prompts are not repeated: what was typed
 // for the first connection is used.
-func (c *Conn) probe(ctx context.Context, cfg Config, lim limits, old string) probeResult {
+func (c *Conn) probe(ctx context.Context, cfg Config, lim limits, old string, ask func(*Conn, bootState)) probeResult {
 	n, err := dial(ctx, cfg, c.secrets, lim)
 	if err != nil {
 		return probeResult{err: err}
@@ -300,6 +316,8 @@ func (c *Conn) probe(ctx context.Context, cfg Config, lim limits, old string) pr
 	defer cancel()
 	b, err := n.boot(actx)
 	if err == nil && b.id == old {
+		n.cfg, n.priv = c.cfg, c.privilege()
+		ask(n, b)
 		err = errOldBoot
 	}
 	if err != nil {

@@ -178,3 +178,22 @@ func TestGuestThatRebootsOnceMoreWhileItStartsIsWaitedFor(t *testing.T) {
 		t.Errorf("got %+v, %v after %d connections", res, err, s.Connections())
 	}
 }
+
+func TestLostRebootRequestIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	shell, _, cfg := shellGuest(t)
+	// The first request changes nothing, as if it never arrived.
+	shell.Tool("systemctl", `case $1 in
+is-system-running) echo running ;;
+reboot) if [ -e "$HOME/asked" ]; then echo boot-2 >"$GPUGUEST_BOOT_ID"; else : >"$HOME/asked"; fi ;;
+esac`)
+	c := mustDial(t, cfg)
+	within(t, 20*time.Second, func() {
+		n, err := c.Reboot(t.Context(), RebootSpec{OldBoot: "boot-1", Deadline: 15 * time.Second, AskAgain: 500 * time.Millisecond})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		n.Close()
+	})
+}

@@ -228,9 +228,13 @@ func (s *Server) Refuse() {
 	s.Cut()
 }
 
-// Listen opens the port again after Refuse.
+// Listen opens the port again after Refuse. While it was closed, another test's outgoing connection may
+// have been given its number; that one ends soon.
 func (s *Server) Listen() {
 	ln, err := net.Listen("tcp", s.Addr)
+	for end := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(end); ln, err = net.Listen("tcp", s.Addr) {
+		time.Sleep(20 * time.Millisecond)
+	}
 	if err != nil {
 		s.t.Errorf("listen again: %v", err)
 		return
