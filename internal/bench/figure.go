@@ -51,13 +51,13 @@ func median(samples []float64) float64 {
 }
 
 // ratio is what the target is about: ours over the peer's, or the peer's over ours where faster is asked
-// for. It is 0 without a peer.
+// for, or nothing. It is 0 without a peer.
 func (f figure) ratio() float64 {
 	ours, peer := median(f.Ours), median(f.Peer)
 	switch {
 	case ours == 0 || peer == 0:
 		return 0
-	case f.Target.Kind == timesFaster:
+	case f.Target.Kind == timesFaster || f.Target.Kind == noTarget:
 		return peer / ours
 	default:
 		return ours / peer

@@ -55,7 +55,7 @@ func (b *bench) makeWish(ctx context.Context) (func() error, error) {
 type installRun struct {
 	Wish   wish
 	Report engine.Report
-	RSS    float64 // peak resident memory of the client, MB
+	Peak   float64 // peak resident memory of the client, MB
 	Reused bool    `json:"-"`
 }
 
@@ -106,14 +106,14 @@ func (b *bench) installed(ctx context.Context, s installSpec) (layer string, err
 	}
 	b.say("gpuguest install in it: %s", b.wish.What)
 	b.net = &network{} // this machine's own
-	t, err := b.time(ctx, nil, b.gpuguest, b.installCommand("install")...)
+	t, err := b.peak(ctx, b.gpuguest, b.installCommand("install")...)
 	if err = errors.Join(err, stop()); err != nil {
 		return "", err
 	}
 	if err := json.Unmarshal(t.out, &b.install.Report); err != nil {
 		return "", fmt.Errorf("report: %w", err)
 	}
-	b.install.RSS, b.install.Wish = t.rss, b.wish
+	b.install.Peak, b.install.Wish = t.peak, b.wish
 	mounted = false
 	if err := m.close(); err != nil {
 		return "", err

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -258,27 +259,81 @@ func (b *bench) absolute() error {
 // timed is one run of a program on the client's side.
 type timed struct {
 	seconds float64
-	rss     float64 // peak resident memory in MB of 10^6 bytes
+	peak    float64 // resident memory in MB of 10^6 bytes; only of a run by peak
 	out     []byte
 }
 
 // time runs a program in the client's namespace, from its start to its end.
 func (b *bench) time(ctx context.Context, env []string, name string, args ...string) (timed, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), env...)
+	return b.runProgram(ctx, program{env: env, name: name, args: args})
+}
+
+// peak does so and watches the program's memory, which would disturb a measurement of time.
+func (b *bench) peak(ctx context.Context, name string, args ...string) (timed, error) {
+	return b.runProgram(ctx, program{name: name, args: args, watch: true})
+}
+
+type program struct {
+	env   []string
+	name  string
+	args  []string
+	watch bool
+}
+
+func (b *bench) runProgram(ctx context.Context, p program) (timed, error) {
+	cmd := exec.CommandContext(ctx, p.name, p.args...)
+	cmd.Env = append(os.Environ(), p.env...)
 	cmd.Dir = b.tmp
 	var out, said strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &said
-	began := time.Now()
-	err := inNamespace(b.net.client, cmd.Run)
-	t := timed{seconds: time.Since(began).Seconds(), out: []byte(out.String())}
+	var t timed
+	err := inNamespace(b.net.client, func() error {
+		began := time.Now()
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		var err error
+		if p.watch {
+			t.peak, err = watch(cmd.Process.Pid, ended)
+		} else {
+			err = <-ended
+		}
+		t.seconds = time.Since(began).Seconds()
+		return err
+	})
+	t.out = []byte(out.String())
 	if err != nil {
-		return t, fmt.Errorf("%s: %w: %s", filepath.Base(name), err, lastLines(said.String()+out.String(), 15))
-	}
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		t.rss = float64(usage.Maxrss) * 1024 / 1e6
+		return t, fmt.Errorf("%s: %w: %s", filepath.Base(p.name), err, lastLines(said.String()+out.String(), 15))
 	}
 	return t, nil
+}
+
+// watch reads a process's peak of resident memory until it ends. The figure of wait4(2) would not do: it
+// counts what this process held when it forked.
+func watch(pid int, ended <-chan error) (peak float64, err error) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			return peak, err
+		case <-tick.C:
+		}
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			continue // it ends just now
+		}
+		for line := range strings.Lines(string(status)) {
+			f := strings.Fields(line)
+			if len(f) == 3 && f[0] == "VmHWM:" {
+				if kb, err := strconv.ParseFloat(f[1], 64); err == nil {
+					peak = max(peak, kb*1024/1e6)
+				}
+			}
+		}
+	}
 }
 
 func (b *bench) sshConfig() string { return filepath.Join(b.tmp, "ssh_config") }

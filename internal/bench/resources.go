@@ -33,31 +33,33 @@ func resources(ctx context.Context, b *bench) ([]figure, error) {
 	if err != nil {
 		return figures, err
 	}
-	var again, put, ssh, scp []float64
+	samples := make(map[string][]float64)
 	for range b.runs(3) {
-		t, _, err := b.again(ctx, "near")
-		if err != nil {
-			return figures, err
+		for _, p := range []struct {
+			key, name string
+			args      []string
+			uploads   bool
+		}{
+			{"install", b.gpuguest, b.installCommand("near"), false},
+			{"ssh", "ssh", append([]string{"-n"}, b.ssh("near", "true")...), false},
+			{"put", b.self, []string{"worker", "put", b.sshConfig(), "far", file, uploadTo, sum}, true},
+			{"scp", "scp", []string{"-q", "-F", b.sshConfig(), file, "near:" + uploadTo}, true},
+		} {
+			t, err := b.peak(ctx, p.name, p.args...)
+			if err == nil && p.uploads {
+				err = b.arrived(ctx, sum)
+			}
+			if err != nil {
+				return figures, err
+			}
+			samples[p.key] = append(samples[p.key], t.peak)
 		}
-		again = append(again, t.rss)
-		if t, err = b.time(ctx, nil, "ssh", append([]string{"-n"}, b.ssh("near", "true")...)...); err != nil {
-			return figures, err
-		}
-		ssh = append(ssh, t.rss)
-		if t, err = b.put(ctx, "far", file, sum); err != nil {
-			return figures, err
-		}
-		put = append(put, t.rss)
-		if t, err = b.scp(ctx, "near", file, sum); err != nil {
-			return figures, err
-		}
-		scp = append(scp, t.rss)
 	}
 	figures = append(figures,
-		figure{What: "peak memory, converged install", Unit: "MB", Ours: again, Peer: ssh, Beside: "ssh host true", Target: target{atMost, 25}},
-		figure{What: "peak memory, 256 MiB upload at 100 ms", Unit: "MB", Ours: put, Peer: scp, Beside: "scp (its ssh not counted)", Target: target{atMost, 25}})
-	if b.install.RSS > 0 {
-		figures = append(figures, figure{What: "peak memory, whole install", Unit: "MB", Ours: []float64{b.install.RSS}, Target: target{atMost, 25}})
+		figure{What: "peak memory, converged install", Unit: "MB", Ours: samples["install"], Peer: samples["ssh"], Beside: "ssh host true", Target: target{atMost, 25}},
+		figure{What: "peak memory, 256 MiB upload at 100 ms", Unit: "MB", Ours: samples["put"], Peer: samples["scp"], Beside: "scp (its ssh not counted)", Target: target{atMost, 25}})
+	if b.install.Peak > 0 {
+		figures = append(figures, figure{What: "peak memory, whole install", Unit: "MB", Ours: []float64{b.install.Peak}, Target: target{atMost, 25}})
 	}
 	st, err := os.Stat(b.gpuguest)
 	if err != nil {

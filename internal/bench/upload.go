@@ -72,22 +72,22 @@ func uploads(ctx context.Context, b *bench) ([]figure, error) {
 // put uploads by gpuguest's own code; gpuguest itself has no command that only uploads.
 func (b *bench) put(ctx context.Context, host, file, sum string) (timed, error) {
 	t, err := b.worker(ctx, "put", b.sshConfig(), host, file, uploadTo, sum)
-	return t, errors.Join(err, b.arrived(ctx, host, sum))
+	return t, errors.Join(err, b.arrived(ctx, sum))
 }
 
 func (b *bench) scp(ctx context.Context, host, file, sum string) (timed, error) {
 	t, err := b.time(ctx, nil, "scp", "-q", "-F", b.sshConfig(), file, host+":"+uploadTo)
-	return t, errors.Join(err, b.arrived(ctx, host, sum))
+	return t, errors.Join(err, b.arrived(ctx, sum))
 }
 
 // arrived sees that the file is whole in the guest and takes it away, so that the next upload sends it all.
-func (b *bench) arrived(ctx context.Context, host, sum string) error {
+func (b *bench) arrived(ctx context.Context, sum string) error {
 	t, err := b.time(ctx, nil, "ssh", append([]string{"-n"}, b.ssh("near", "sha256sum <"+uploadTo+"; rm -rf "+uploadTo+" /var/lib/gpuguest/stamps")...)...)
 	if err != nil {
 		return err
 	}
 	if !strings.HasPrefix(string(t.out), sum) {
-		return fmt.Errorf("what arrived in %s differs: %s", host, t.out)
+		return fmt.Errorf("what arrived differs: %s", t.out)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 
 	"gpuguest/internal/choice"
 	"gpuguest/internal/guest"
@@ -32,6 +33,16 @@ func work(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		return json.NewEncoder(out).Encode(s)
+	case name == "noop" && len(rest) == 2:
+		count, err := strconv.Atoi(rest[1])
+		if err != nil {
+			return err
+		}
+		report, err := workNoop(ctx, config(rest[0]), count)
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(out).Encode(report)
 	case name == "reboot" && len(rest) == 1:
 		return workReboot(ctx, config("gate"), rest[0])
 	case name == "put" && len(rest) == 4:
