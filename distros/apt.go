@@ -205,7 +205,6 @@ needed: "*)
 	exit 100
 	;;
 esac
-echo "other package sources did not refresh; going on without them:" >&2
-printf '%s\n' "$bad" | sed -n 's/^other: //p' >&2
+printf '%s\n' "$bad" | sed -n 's/^other: /gpuguest: warning: going on without a package source that did not refresh: /p' >&2
 )`
 }

@@ -31,7 +31,7 @@ var faults = []fault{
 		return c.cmd.Process.Kill()
 	}},
 	{name: "connection severed", strike: func(ctx context.Context, g *testGuest, _ *client) error {
-		_, err := g.Exec(ctx, `pkill -KILL -f '^sshd: '`)
+		_, err := g.Exec(ctx, `pkill -KILL -f '^sshd: ' || true`)
 		return err
 	}},
 	{name: "sshd restarted", strike: func(ctx context.Context, g *testGuest, _ *client) error {

@@ -100,7 +100,7 @@ func testNothingChanges(t *testing.T, w *world) {
 		{name: "GPU that needs open modules", args: device("10de:2b85", "--flavor", "proprietary"), code: exitUnsupported, says: []string{"5090", "open"}},
 		{name: "unsupported distribution", break_: `cp -a /usr/lib/os-release /run/os-release; printf 'ID=plan9\nID_LIKE=debian\nVERSION_ID=4\nPRETTY_NAME="Plan 9"\n' >/run/plan9; mount --bind /run/plan9 /usr/lib/os-release`,
 			mend: `umount /usr/lib/os-release`, args: install(), code: exitUnsupported, says: []string{"plan9", "--as"}},
-		{name: "read-only root", break_: `mount -o remount,bind,ro /`, mend: `mount -o remount,bind,rw /`, args: install(), code: exitStep, says: []string{"read-only"}},
+		{name: "read-only root", break_: `journalctl --relinquish-var && sleep 1 && mount -o remount,bind,ro /`, mend: `mount -o remount,bind,rw / && journalctl --flush`, args: install(), code: exitStep, says: []string{"read-only"}},
 		{name: "package lock that is never released",
 			break_: `setsid apt-get -q -y -o DPkg::Pre-Invoke::='sleep 1000' install --no-install-recommends hello >/run/holder.log 2>&1 </dev/null & sleep 2; pgrep -x apt-get >/run/holder`,
 			mend:   `kill -KILL $(cat /run/holder); pkill -KILL -f '[s]leep 1000'; rm -f /var/cache/apt/archives/hello*.deb; true`,

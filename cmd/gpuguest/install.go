@@ -217,6 +217,9 @@ func printReport(w io.Writer, r engine.Report) error {
 		fmt.Fprintf(tab, "  GPU %s\n", g)
 	}
 	tab.Flush()
+	for _, warning := range r.Warnings {
+		fmt.Fprintf(w, "  ! %s\n", warning)
+	}
 	for _, s := range r.Steps {
 		detail := firstLine(s.Detail)
 		if s.State == engine.Failed {

@@ -126,7 +126,9 @@ func (u *ui) tell(e engine.Event) {
 		u.draw()
 	case engine.StepOutput:
 		u.line = printable(e.Text)
-		if u.bar == nil {
+		if warning, ok := strings.CutPrefix(u.line, engine.WarningMark); ok {
+			u.say("    warning: %s", warning)
+		} else if u.bar == nil {
 			if title, ok := strings.CutPrefix(u.line, "gpuguest: "); ok {
 				u.say("    %s", title)
 			}

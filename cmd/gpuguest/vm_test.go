@@ -52,7 +52,6 @@ type vmGuest struct {
 	vm    *lab.VM
 	image lab.Image
 	repo  *lab.Repo
-	flags []string
 }
 
 func bootVM(t *testing.T, spec lab.Spec, boot lab.BootSpec) *vmGuest {
@@ -176,15 +175,6 @@ tr ' ' '\n' </proc/cmdline | grep -v BOOT_IMAGE
 grep -E '^[[:space:]]*linux[[:space:]]' /boot/grub/grub.cfg
 lspci -nnk -d 10de:
 systemctl list-unit-files --no-legend --state=enabled | sort`)
-}
-
-func state(r engine.Report, id string) string {
-	for _, s := range r.Steps {
-		if string(s.ID) == id {
-			return s.State
-		}
-	}
-	return "absent"
 }
 
 func detail(r engine.Report, id string) string {

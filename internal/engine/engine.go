@@ -62,6 +62,9 @@ type Event struct {
 	Text        string // a line of output, a notice, the reason for a reboot
 }
 
+// WarningMark begins a line of a step's output that the user should read although the step went on.
+const WarningMark = "gpuguest: warning: "
+
 // Kind is what an Event tells.
 type Kind int
 
@@ -130,6 +133,7 @@ type run struct {
 	inGuest time.Duration
 	boots   string           // the kernel that the last reboot was to start, "" none asked for yet
 	kept    int              // raw logs written
+	warned  []string         // what steps warned of, in this run
 	changes map[steps.ID]int // how often a step had to be brought about
 }
 
@@ -506,6 +510,9 @@ func (r *run) detached(ctx context.Context, err error, id steps.ID) error {
 func (r *run) sink(name string, i, of int, id steps.ID) (io.Writer, *lastBytes, func() error, error) {
 	text := &lastBytes{limit: 64 << 10}
 	lines := &lineWriter{each: func(s string) {
+		if w, ok := strings.CutPrefix(s, WarningMark); ok && !slices.Contains(r.warned, w) {
+			r.warned, r.report.Warnings = append(r.warned, w), append(r.report.Warnings, w)
+		}
 		r.tell(Event{Kind: StepOutput, Step: id, Index: i + 1, Of: of, Text: s})
 	}}
 	writers := []io.Writer{text, lines}
@@ -526,7 +533,7 @@ func (r *run) describe() {
 	c, f := r.plan.Choice, r.facts
 	r.report.Distro, r.report.Kernel = r.plan.Distro.Name, f.Kernel.Running
 	r.report.Flavor, r.report.Source, r.report.Modules = c.Flavor, c.Source, c.Modules
-	r.report.Driver, r.report.Warnings = f.Driver.Loaded, c.Warnings
+	r.report.Driver, r.report.Warnings = f.Driver.Loaded, slices.Concat(c.Warnings, r.warned)
 	r.report.GPUs = nil
 	for _, g := range c.GPUs {
 		name := g.Name

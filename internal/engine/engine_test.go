@@ -285,6 +285,16 @@ func TestLostConnectionIsDialledAgain(t *testing.T) {
 	}
 }
 
+func TestWarningsOfStepsAreInTheReport(t *testing.T) {
+	l := newLab(t)
+	it := l.touch("one", false)
+	it.Actions = append(it.Actions, action.Run{Title: "warn", Script: "echo 'gpuguest: warning: a source is gone' >&2"})
+	report, err := engine.Run(t.Context(), l.config(it))
+	if err != nil || !slices.Equal(report.Warnings, []string{"a source is gone"}) {
+		t.Errorf("%q, %v", report.Warnings, err)
+	}
+}
+
 func TestJobsThatAPowerCutLeftAreNotFollowedForEver(t *testing.T) {
 	l := newLab(t)
 	// One whose folder was just made, and one of this boot that vanished with its keeper.

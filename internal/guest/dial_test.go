@@ -169,6 +169,7 @@ func writeLegacyKey(t *testing.T, passphrase string) (string, ssh.PublicKey) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	//lint:ignore SA1019 old keys are encrypted so, and gpuguest must read them
 	block, err := x509.EncryptPEMBlock(rand.Reader, "EC PRIVATE KEY", der, []byte(passphrase), x509.PEMCipherAES256) //nolint:staticcheck // such keys are out there
 	if err != nil {
 		t.Fatal(err)

@@ -49,7 +49,6 @@ type Container struct {
 	root    ContainerRoot
 	spec    ContainerSpec
 	dir     string
-	loop    string // loop device of a disk of its own, "" none
 	link    *link
 	servers []*http.Server
 	served  sync.WaitGroup
