@@ -138,7 +138,7 @@ while :; do
 	done
 	[ -n "$holder" ] || exit 0
 	if [ "$holder" != "$said" ]; then
-		echo "waiting: $holder" >&2
+		echo "gpuguest: waiting: $holder" >&2
 		said=$holder
 	fi
 	if [ "$left" -le 0 ]; then

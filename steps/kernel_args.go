@@ -13,20 +13,34 @@ import (
 const grubArgsPath = "/etc/default/grub.d/90-gpuguest.cfg"
 
 // kernelArgs are the words that the next kernel must be started with: the blocklist once more, for what
-// loads before modprobe.d is read, and the user's own.
+// loads before modprobe.d is read, and the user's own. Those of an earlier run stay until they are
+// dropped by name: a plain install must not take away the argument that the GPU works by.
 func kernelArgs(in Input) []string {
-	args := []string{"modprobe.blacklist=" + strings.Join(blocked, ","), "nouveau.modeset=0"}
-	for _, a := range in.Want.KernelArgs {
-		if !slices.Contains(args, a) {
+	args := blockArgs()
+	for _, a := range slices.Concat(in.Facts.State.KernelArgs, in.Want.KernelArgs) {
+		switch {
+		case slices.Contains(args, a):
+		case strings.HasPrefix(a, "modprobe.blacklist=nouveau"): // the blocklist of an earlier gpuguest
+		case slices.Contains(in.Want.DropArgs, a) && !slices.Contains(in.Want.KernelArgs, a):
+		default:
 			args = append(args, a)
 		}
 	}
 	return args
 }
 
+func blockArgs() []string {
+	return []string{"modprobe.blacklist=" + strings.Join(blocked, ","), "nouveau.modeset=0"}
+}
+
+// extraArgs are those of kernelArgs that a person asked for, now or in an earlier run.
+func extraArgs(in Input) []string { return kernelArgs(in)[len(blockArgs()):] }
+
 func grubArgs(in Input) string {
+	args := strings.Join(kernelArgs(in), " ")
 	return "# Written by gpuguest: arguments for every kernel that GRUB starts.\n" +
-		"GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"" + sh.Quote(strings.Join(kernelArgs(in), " ")) + "\n"
+		"# arguments: " + args + "\n" +
+		"GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"" + sh.Quote(args) + "\n"
 }
 
 func init() {
@@ -34,7 +48,7 @@ func init() {
 		ID:     "kernel-args",
 		Title:  "set kernel arguments",
 		After:  []ID{"ready", "rescue", "blocklist"},
-		Wanted: func(in Input) bool { return in.Facts.Boot.Loader != "" || len(in.Want.KernelArgs) > 0 },
+		Wanted: func(in Input) bool { return in.Facts.Boot.Loader != "" || len(extraArgs(in)) > 0 },
 		Refuse: func(in Input) string {
 			switch {
 			case in.Facts.Boot.Loader == "grub" || len(in.Want.KernelArgs) == 0:
@@ -45,9 +59,9 @@ func init() {
 			return "the guest boots by " + in.Facts.Boot.Loader + "; gpuguest sets kernel arguments through GRUB only"
 		},
 		AtBoot: func(in Input) bool {
-			return claimed(in) || slices.ContainsFunc(in.Want.KernelArgs, func(a string) bool {
-				return !slices.Contains(in.Facts.Kernel.Cmdline, a)
-			})
+			runs := func(a string) bool { return slices.Contains(in.Facts.Kernel.Cmdline, a) }
+			return claimed(in) || slices.ContainsFunc(in.Want.DropArgs, runs) ||
+				slices.ContainsFunc(extraArgs(in), func(a string) bool { return !runs(a) })
 		},
 		Check: func(in Input) string {
 			// Every entry that starts the next kernel must have every argument: the check reads what GRUB

@@ -35,7 +35,7 @@ func readyActions(in Input) []action.Action {
 			fmt.Sprintf(`left=%d`, lockSeconds(in)),
 			`until `+cloudInitDone+`; do`,
 			`	if [ "$left" -le 0 ]; then echo "cloud-init did not finish in time; see /var/log/cloud-init.log" >&2; exit 75; fi`,
-			`	if [ $((left % 30)) -eq 0 ]; then echo "cloud-init is still at work, $left s left"; fi`,
+			`	if [ $((left % 30)) -eq 0 ]; then echo "gpuguest: cloud-init is still at work, $left s left"; fi`,
 			`	sleep 2; left=$((left - 2))`,
 			`done`)},
 		action.Run{Title: "wait for the package manager's lock", Script: in.Distro.Packages.WaitLock(lockSeconds(in))},

@@ -32,14 +32,14 @@ func init() {
 		Title:  "verify the kernel command line",
 		After:  []ID{"next-boot"},
 		Fresh:  true,
-		Wanted: func(in Input) bool { return len(in.Want.KernelArgs) > 0 },
+		Wanted: func(in Input) bool { return len(extraArgs(in)) > 0 },
 		Check: func(in Input) string {
 			return lines(
 				`line=" $(cat /proc/cmdline) "`,
-				`for a in `+sh.Join(in.Want.KernelArgs...)+`; do`,
+				`for a in `+sh.Join(extraArgs(in)...)+`; do`,
 				`	case $line in *" $a "*) ;; *) echo "the running kernel was started without $a"; exit 1 ;; esac`,
 				`done`,
-				`echo "started with" `+sh.Join(in.Want.KernelArgs...))
+				`echo "started with" `+sh.Join(extraArgs(in)...))
 		},
 	})
 	register(Step{

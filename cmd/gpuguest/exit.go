@@ -51,7 +51,7 @@ func exitCode(err error) int {
 		return exitUnreachable
 	case errors.Is(err, distros.ErrUnsupported), errors.As(err, &refusal):
 		return exitUnsupported
-	case errors.As(err, &step) && step.Verify:
+	case errors.As(err, &step) && step.Verify, errors.Is(err, errFatalVerdict):
 		return exitVerify
 	case errors.As(err, &step), errors.As(err, &planned), errors.Is(err, engine.ErrBootLoop),
 		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrJobStart):

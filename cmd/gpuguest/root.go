@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,7 +111,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newVersion(a),
+		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -216,6 +217,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.StringVar(&w.Mirror, "mirror", "", "`URL` that stands for the source's own")
 	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256, `HEX`, of the mirror's keyring package, when it is not NVIDIA's own")
 	f.StringArrayVar(&w.KernelArgs, "kernel-arg", nil, "extra kernel `ARGUMENT`, as in pci=realloc; may be given more than once")
+	f.StringArrayVar(&w.DropArgs, "drop-kernel-arg", nil, "take an extra kernel `ARGUMENT` of an earlier run away again")
 	f.BoolVar(&w.HoldKernel, "hold-kernel", false, "put the guest's kernel packages on hold")
 	f.BoolVar(&w.NoGPU, "no-gpu", false, "the guest has no GPU now: install and prove what can be proved")
 	f.StringArrayVar(&w.Devices, "device", nil, "with --no-gpu: a GPU to decide for, `ID`, as in 10de:1eb8; may be given more than once")
@@ -241,7 +243,7 @@ func checkWant(w choice.Want) error {
 			return fmt.Errorf("--%s %q: it is %s or %s", v.flag, v.value, v.one, v.other)
 		}
 	}
-	for _, arg := range w.KernelArgs {
+	for _, arg := range slices.Concat(w.KernelArgs, w.DropArgs) {
 		if arg == "" || strings.ContainsAny(arg, " \t\n\"'\\$`") {
 			return fmt.Errorf("--kernel-arg %q: one word without quotes, blanks, backslashes or $", arg)
 		}

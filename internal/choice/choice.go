@@ -37,6 +37,7 @@ type Want struct {
 	KeyringSHA256 string   // of the mirror's keyring package when it is not NVIDIA's own
 	KeyringSent   bool     // the keyring package is sent by the client and not fetched by the guest
 	KernelArgs    []string // extra kernel arguments
+	DropArgs      []string // extra kernel arguments of an earlier run that are to go
 	HoldKernel    bool
 	NoGPU         bool     // the guest has no GPU: prove what can be proved
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"

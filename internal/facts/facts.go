@@ -192,6 +192,8 @@ type State struct {
 	Kept    []string  `json:"kept"`    // files whose earlier content is kept
 	Absent  []string  `json:"absent"`  // files that were not there before
 	Held    []string  `json:"held"`    // packages that gpuguest put on hold
+
+	KernelArgs []string `json:"kernel_args"` // arguments that gpuguest set for every kernel
 }
 
 // Changed is a package that was at version Was before gpuguest's work.

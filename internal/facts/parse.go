@@ -963,6 +963,8 @@ func (r *reader) readLedger(s section) error {
 		case len(w) == 4 && w[0] == "package":
 		case len(w) == 2 && w[0] == "held":
 			st.Held = appendNew(st.Held, w[1])
+		case len(w) == 2 && w[0] == "args":
+			st.KernelArgs = strings.Fields(w[1])
 		case len(w) == 2 && w[0] == "kept":
 			st.Kept = append(st.Kept, w[1])
 		case len(w) == 2 && w[0] == "absent":

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -64,9 +65,15 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 		var nc net.Conn
 		var err error
 		if len(clients) == 0 {
-			d := net.Dialer{Timeout: lim.tcp, KeepAlive: -1}
+			// Called when the name has become an address, so that the name's time is not counted.
+			var began atomic.Int64
+			d := net.Dialer{Timeout: lim.tcp, KeepAlive: -1, ControlContext: func(context.Context, string, string, syscall.RawConn) error {
+				began.Store(time.Now().UnixNano())
+				return nil
+			}}
 			nc, err = d.DialContext(ctx, "tcp", h.addr())
 			if err == nil {
+				c.connected = time.Since(time.Unix(0, began.Load()))
 				c.wire = newWireConn(nc)
 				nc = c.wire
 			}

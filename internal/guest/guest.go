@@ -75,13 +75,15 @@ func (c Config) keepalive() time.Duration {
 // Conn is one authenticated connection to a guest. Its methods may be used concurrently. When the guest
 // stops answering, a watchdog closes it and everything that waits returns ErrDisconnected.
 type Conn struct {
-	cfg     Config
-	host    string // how messages call the guest
-	user    string
-	client  *ssh.Client
-	wire    *wireConn     // the TCP connection at the bottom, jump hosts included
-	jumps   []*ssh.Client // outermost first
-	secrets *secrets
+	cfg    Config
+	host   string // how messages call the guest
+	user   string
+	client *ssh.Client
+	wire   *wireConn     // the TCP connection at the bottom, jump hosts included
+	jumps  []*ssh.Client // outermost first
+	// connected is how long TCP's connect took, one round trip to whoever answered.
+	connected time.Duration
+	secrets   *secrets
 
 	execs atomic.Int64
 	dead  chan struct{} // closed when the transport has ended

@@ -48,15 +48,16 @@ const (
 
 	windowBytes     = 2 << 20 // sshd's channel window: what one stream can have under way
 	assumedRate     = 300e6   // bytes a second that the way to a guest may carry
-	maxStreams      = 8
+	maxStreams      = 12
 	streamsEach     = 2 // channels on one connection; more share one TCP send buffer and gain nothing
 	nearby          = 5 * time.Millisecond
 	minChunk        = 4 << 20
 	maxChunk        = 32 << 20
 	parallelFrom    = 16 << 20
 	stagingDir      = ".gpuguest-upload"
-	chunksAimedFor  = 64 // the last ones end together when they are small
-	writersEach     = 2  // on a channel: while one waits for its last answer, the other keeps the window full
+	chunksAimedFor  = 64
+	pieceBytes      = 2 << 20 // what a writer takes at a time: small, so that all end together
+	writersEach     = 2       // on a channel: while one waits for its last answer, the other keeps the window full
 	tempNameMark    = ".gpuguest-"
 	tempNameHashLen = 12
 )
@@ -65,11 +66,13 @@ const (
 // (four times as fast as coreutils'), and the stamp, which makes the look at a file already there cheap.
 const putFunctions = `state=${GPUGUEST_STATE:-/var/lib/gpuguest}
 fail() { echo "gpuguest-put: $*" >&2; exit 95; }
-if printf x | openssl dgst -sha256 -r >/dev/null 2>&1; then
-	sum() { openssl dgst -sha256 -r | cut -c1-64; }
-else
-	sum() { sha256sum | cut -c1-64; }
-fi
+sum() {
+	if printf x | openssl dgst -sha256 -r >/dev/null 2>&1; then
+		openssl dgst -sha256 -r | cut -c1-64
+	else
+		sha256sum | cut -c1-64
+	fi
+}
 stat_of() { stat -c '%s %y %z %i' "$1"; }
 stamp() {
 	(umask 077; mkdir -p "$state/stamps" && echo "$(stat_of "$1") $2" >"$state/stamps/$3.new" &&
@@ -459,9 +462,12 @@ func (p *put) reachOut(ctx context.Context) *ahead {
 	}
 	a.dials.Go(func() {
 		defer close(a.conns)
-		n := 1
-		if d, err := p.conn.rtt(ctx); err == nil {
-			n = streams(p.file.Size, d)
+		n := streams(p.file.Size, p.conn.connected)
+		if n <= streamsEach {
+			// What answered near by may have passed it on: a jump host, a forwarded port.
+			if d, err := p.conn.rtt(ctx); err == nil {
+				n = streams(p.file.Size, d)
+			}
 		}
 		a.streams <- n
 		var all sync.WaitGroup
@@ -505,13 +511,19 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		}, p.close)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	queue := make(chan int64, len(p.missing))
+	var pieces []piece
 	for _, i := range p.missing {
-		queue <- i
+		for off := int64(0); off < p.length(i); off += pieceBytes {
+			pieces = append(pieces, piece{i*p.chunk + off, min(pieceBytes, p.length(i)-off)})
+		}
+	}
+	queue := make(chan piece, len(pieces))
+	for _, w := range pieces {
+		queue <- w
 	}
 	close(queue)
 	var left atomic.Int64
-	left.Store(int64(len(p.missing)))
+	left.Store(int64(len(pieces)))
 	extra, stopExtra := context.WithCancel(ctx)
 	lastTaken := func() { stopExtra(); a.cancel() }
 
@@ -569,9 +581,12 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	return nil
 }
 
-// write sends chunks from the queue until it is empty. When the last one has been taken, connections still
+// piece is a range of the file.
+type piece struct{ off, length int64 }
+
+// write sends pieces from the queue until it is empty. When the last one has been taken, connections still
 // on their way are called off.
-func (p *put) write(s *sftp.Client, queue <-chan int64, left *atomic.Int64, lastTaken func()) error {
+func (p *put) write(s *sftp.Client, queue <-chan piece, left *atomic.Int64, lastTaken func()) error {
 	first, ok := <-queue
 	if !ok {
 		lastTaken()
@@ -587,20 +602,18 @@ func (p *put) write(s *sftp.Client, queue <-chan int64, left *atomic.Int64, last
 		return err
 	}
 	defer remote.Close()
-	for i, ok := first, true; ok; i, ok = <-queue {
-		off := i * p.chunk
-		if _, err := local.Seek(off, io.SeekStart); err != nil {
+	for w, ok := first, true; ok; w, ok = <-queue {
+		if _, err := local.Seek(w.off, io.SeekStart); err != nil {
 			return err
 		}
-		if _, err := remote.Seek(off, io.SeekStart); err != nil {
+		if _, err := remote.Seek(w.off, io.SeekStart); err != nil {
 			return err
 		}
-		want := p.length(i)
-		n, err := remote.ReadFromWithConcurrency(&counted{r: io.LimitReader(local, want), p: p}, sftpAhead)
+		n, err := remote.ReadFromWithConcurrency(&counted{r: io.LimitReader(local, w.length), p: p}, sftpAhead)
 		if err != nil {
 			return err
 		}
-		if n != want {
+		if n != w.length {
 			return fmt.Errorf("the local file is shorter than %d bytes", p.file.Size)
 		}
 		left.Add(-1)

@@ -219,7 +219,8 @@ func TestStreams(t *testing.T) {
 		{1 << 20, 100 * time.Millisecond, 1},
 		{256 << 20, 10 * time.Millisecond, 2},
 		{256 << 20, 50 * time.Millisecond, 8},
-		{256 << 20, time.Second, 8},
+		{256 << 20, 100 * time.Millisecond, 12},
+		{256 << 20, time.Second, 12},
 	} {
 		if got := streams(tt.size, tt.rtt); got != tt.want {
 			t.Errorf("streams(%d, %v) = %d, want %d", tt.size, tt.rtt, got, tt.want)

@@ -183,3 +183,35 @@ func TestGuestWhoseHeadersLeftTheArchiveMovesToTheNewestKernel(t *testing.T) {
 		t.Errorf("step %+v", it)
 	}
 }
+
+func TestKernelArgumentsOfAnEarlierRunStayUntilTheyAreDropped(t *testing.T) {
+	f := guestFacts(t, "debian12-gtx1050ti-nouveau")
+	f.State.KernelArgs = []string{"modprobe.blacklist=nouveau", "nouveau.modeset=0", "pci=realloc"}
+	f.Kernel.Cmdline = append(f.Kernel.Cmdline, "pci=realloc")
+	for _, c := range []struct {
+		want choice.Want
+		args string
+	}{
+		{choice.Want{}, "pci=realloc"},
+		{choice.Want{KernelArgs: []string{"iommu=pt"}}, "pci=realloc iommu=pt"},
+		{choice.Want{KernelArgs: []string{"pci=realloc=off"}, DropArgs: []string{"pci=realloc"}}, "pci=realloc=off"},
+		{choice.Want{DropArgs: []string{"pci=realloc"}}, ""},
+	} {
+		p, err := build(f, c.want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, it := range p.Items() {
+			if it.ID != "kernel-args" {
+				continue
+			}
+			want := strings.TrimSuffix("# arguments: modprobe.blacklist=nouveau,nova_core,nova_drm,nova,nvidiafb nouveau.modeset=0 "+c.args, " ")
+			if script := actionScript(it.Actions[1]); !strings.Contains(script, want+"\n") {
+				t.Errorf("%+v: no line %q in\n%s", c.want, want, script)
+			}
+			if !it.AtBoot {
+				t.Errorf("%+v: the change is said to need no boot", c.want)
+			}
+		}
+	}
+}
