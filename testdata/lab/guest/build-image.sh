@@ -44,7 +44,9 @@ say "disk and file system"
 truncate -s "$disk_size" disk.raw
 printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk -q disk.raw
 loop=$(losetup -f --show disk.raw)
-partx -a "$loop" # also works where the host's kernel does not scan partitions itself
+# partx works where the host's kernel does not scan partitions itself; the second
+# form is for a kernel that has done so in the meantime.
+partx -a "$loop" || partx -u "$loop"
 part=${loop}p1
 mkfs.ext4 -q -F "$part"
 mkdir -p mnt build upper ovl
