@@ -53,12 +53,10 @@ var faults = []fault{
 	}},
 }
 
-// lists is what a guest has that was ever updated.
-const lists = `apt-get -q update`
-
 // testCut strikes at the start and in the middle of every step that changes something. In the end every
 // guest must be what an undisturbed one is, and no step that was done may have been done again.
 func testCut(t *testing.T, w *world) {
+	t.Parallel()
 	root := w.root(t, "bookworm", lists)
 	quiet := w.start(t, root, lab.ContainerSpec{})
 	reference := w.must(t, exitDone, quiet.install("--json")...).report(t)
