@@ -147,7 +147,7 @@ func converged(ctx context.Context, b *bench) ([]figure, error) {
 			return t.seconds, err
 		}
 		master := "ControlPath=" + filepath.Join(b.tmp, "master")
-		got, err := inTurn(b.runs(map[string]int{"near": 11, "far": 7}[p.host]), []way{
+		got, err := inTurn(b.runs(map[string]int{"near": 9, "far": 5}[p.host]), []way{
 			{"gpuguest", func() (float64, error) {
 				t, r, err := b.again(ctx, p.host)
 				execs = append(execs, float64(r.Execs))

@@ -30,20 +30,20 @@ const (
 	defaultSettle   = 10 * time.Minute
 	defaultAskAgain = 10 * time.Second
 
-	probeEvery = 250 * time.Millisecond
-	probeMax   = 8 // with the long one below sshd's MaxStartups, which begins to refuse at 10
+	probeEvery = 125 * time.Millisecond
+	probeMax   = 8 // as many as fall into probeShort; with the long one below sshd's MaxStartups, which begins to refuse at 10
 
 	// A port forwarded by a hypervisor accepts while the guest is down, and such a connection never comes
 	// alive: a short deadline finds the guest quickly. A guest that has said a word is given time.
-	probeShort   = 2 * time.Second
+	probeShort   = time.Second
 	probeTalking = 20 * time.Second
 	// One probe at a time is patient, for a guest that needs longer than the short deadline for its first word.
 	probeLong      = 20 * time.Second
-	probeLongEvery = 8
+	probeLongEvery = 16
 	// A handshake is work for a guest that is busy starting, and on an emulated one it takes seconds. While
 	// so many talk, a new one is begun only every slowEvery ticks.
 	probeCrowd = 2
-	slowEvery  = 4
+	slowEvery  = 8
 
 	probeBoot     = 30 * time.Second // from the login to the boot_id: PAM waits for a login manager that starts
 	stillUpNotice = time.Minute
