@@ -239,10 +239,10 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 		_ = n.askReboot(pctx, spec.Cmd)
 	}
 	var talking atomic.Int64
-	probe := func(long bool) {
+	probe := func(long bool, short time.Duration) {
 		probes.Go(func() {
 			var said atomic.Bool
-			lim := limits{tcp: probeShort, handshake: probeShort, talking: probeTalking, alive: func() {
+			lim := limits{tcp: short, handshake: short, talking: probeTalking, alive: func() {
 				if said.CompareAndSwap(false, true) {
 					talking.Add(1)
 				}
@@ -263,17 +263,22 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 	start := time.Now()
 	told := false
 	last := errors.New("nothing was tried")
-	tick := time.NewTicker(probeEvery)
+	pace := c.pace(0)
+	tick := time.NewTicker(pace.every)
 	defer tick.Stop()
 	for n := 0; ; n++ {
+		if now := c.pace(time.Since(start)); now != pace {
+			pace = now
+			tick.Reset(pace.every)
+		}
 		switch {
 		case talking.Load() >= probeCrowd && n%slowEvery != 0:
 		case n%probeLongEvery == probeLongEvery-1 && !long:
 			long = true
-			probe(true)
+			probe(true, pace.short)
 		case short < probeMax:
 			short++
-			probe(false)
+			probe(false, pace.short)
 		}
 		for waiting := true; waiting; {
 			select {
@@ -303,6 +308,26 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 			}
 		}
 	}
+}
+
+// pace is how often a probe is begun, and how long one waits for a first word.
+type pace struct{ every, short time.Duration }
+
+// pace fits the probes to the guest. A handshake costs a guest processor time, and a port that a hypervisor
+// forwards lets every probe through at once when the guest's sshd comes up: on an emulated guest, which
+// needs seconds for one, probes at a fast guest's pace were seen to keep sshd so busy that none ever
+// ended, until it refused them (MaxStartups). The handshake of before the reboot tells what the guest can
+// do; one that takes long to come back is starting slowly, and is not hurried either.
+func (c *Conn) pace(waited time.Duration) pace {
+	cost := min(c.greeted, 5*time.Second) // a password may have been typed in it
+	p := pace{every: max(probeEvery, cost), short: max(probeShort, 4*cost)}
+	switch {
+	case waited > 2*time.Minute:
+		p = pace{max(p.every, 2*time.Second), max(p.short, 10*time.Second)}
+	case waited > 45*time.Second:
+		p = pace{max(p.every, 500*time.Millisecond), max(p.short, 4*time.Second)}
+	}
+	return p
 }
 
 // probe makes one connection and asks for the boot_id. Password prompts are not repeated: what was typed
