@@ -71,12 +71,14 @@ func Clean(cache string) error {
 }
 
 // guestPackages is what the guest has from the start: what a cloud image of
-// Debian has and the product relies on, with the full kernel for nouveau.
-// Compiler, headers and dkms are left for the product to install.
+// Debian has and the product relies on, with the full kernel for nouveau, and
+// the compiler, whose packages take minutes to unpack under emulation. Headers
+// and dkms are left for the product to install; container guests, which unpack
+// at native speed, start without a compiler too.
 var guestPackages = []string{
 	"linux-image-amd64", "grub-pc", "initramfs-tools", "zstd", "systemd-sysv", "libpam-systemd", "dbus",
 	"openssh-server", "sudo", "pciutils", "kmod", "iproute2", "ca-certificates", "curl", "wget", "gnupg",
-	"locales", "bash-completion", "python3",
+	"locales", "bash-completion", "python3", "gcc", "make", "dpkg-dev", "patch",
 }
 
 func (s Spec) normal() (Spec, error) {
