@@ -29,7 +29,8 @@ keep() {
 put() {
 	keep "$1"
 	mkdir -p "${1%/*}"
-	put_tmp=$(mktemp "$1.gpuguest-XXXXXX")
+	# Always the same name: what a power cut leaves is written over when the step is done again.
+	put_tmp=$1.gpuguest-tmp
 	cat >"$put_tmp"
 	chmod "$2" "$put_tmp"
 	flush "$put_tmp"

@@ -172,6 +172,30 @@ func TestPutKeepsWhatWasThereBeforeTheFirstWrite(t *testing.T) {
 	}
 }
 
+// TestPutLeavesNothingWhenItIsDoneAgainAfterACut kills a write before its rename, as a power cut does.
+func TestPutLeavesNothingWhenItIsDoneAgainAfterACut(t *testing.T) {
+	g := newGuestDir(t)
+	if code, out := g.run(g.item("mv() { case $* in *" + sh.Quote(g.file) + ") kill -9 $$ ;; *) command mv \"$@\" ;; esac; }\necho half | put " + sh.Quote(g.file) + " 0644")); code == 0 {
+		t.Fatalf("the cut did not happen: %s", out)
+	}
+	left := func() []string {
+		l, err := filepath.Glob(g.file + ".gpuguest*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	if len(left()) == 0 {
+		t.Fatal("the cut left no temporary file, so this test tests nothing")
+	}
+	if code, out := g.run(g.item("echo whole | put " + sh.Quote(g.file) + " 0644")); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	if l := left(); len(l) > 0 {
+		t.Errorf("left beside the file: %q", l)
+	}
+}
+
 func TestPackagesThatAStepAddsAreInTheLedger(t *testing.T) {
 	g := newGuestDir(t)
 	it := g.item("printf 'bash 6\\ndkms 3\\n' >" + sh.Quote(g.packages) + "\ntouch " + sh.Quote(g.file))
