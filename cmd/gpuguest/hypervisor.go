@@ -1,0 +1,263 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gpuguest/assets"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/hypervisor"
+	"gpuguest/internal/sh"
+)
+
+// hostFlags say which machine is looked at.
+type hostFlags struct {
+	*app
+	sysPath string
+}
+
+func newHypervisor(a *app) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "hypervisor",
+		Short: "Look at the machine that VMs run on: can it pass its GPUs through?",
+		Long: `Look at the machine that VMs run on, which is another one than the guests: can it pass its GPUs through, what is
+to be written there, and with which arguments does a VM get them. It looks at this machine, or at another
+over SSH with --host, and changes nothing.`,
+		Example: `  sudo gpuguest hypervisor check
+  gpuguest hypervisor plan --host root@rack1 41:00.0
+  gpuguest hypervisor qemu-args --host root@rack1`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	for _, sub := range []*cobra.Command{newHostCheck(a), newHostPlan(a), newQEMUArgs(a), newLibvirtXML(a)} {
+		c.AddCommand(sub)
+	}
+	return c
+}
+
+func addHostFlags(a *app, c *cobra.Command) *hostFlags {
+	h := &hostFlags{app: a}
+	a.addReach(c)
+	c.Flags().Lookup("host").Usage = "`MACHINE` to look at over SSH: [user@]name[:port] (default: this one)"
+	c.Flags().StringVar(&h.sysPath, "sys-path", "", "recorded `FOLDER` to read in place of /sys; /proc, /etc and /lib are read beside it")
+	return h
+}
+
+func newHostCheck(a *app) *cobra.Command {
+	var h *hostFlags
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Say what stands in the way of passing GPUs through, and what to do",
+		Long: `Say what stands in the way of passing GPUs through: IOMMU, kernel arguments, vfio modules, and for each GPU its
+driver, IOMMU group, ids, PCI windows and SR-IOV. It exits 5 when something makes it impossible as it is.`,
+		Example: `  sudo gpuguest hypervisor check
+  gpuguest hypervisor check --host root@rack1 --json
+  gpuguest hypervisor check --sys-path recorded/sys`,
+		Args: noArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			host, err := h.look(c.Context())
+			if err != nil {
+				return err
+			}
+			found := hypervisor.Check(host)
+			var bad error
+			for _, f := range found {
+				if f.Status == hypervisor.Bad {
+					bad = errNotReady
+				}
+			}
+			if a.json {
+				return errors.Join(a.writeJSON(map[string]any{"host": host, "findings": found}), bad)
+			}
+			return errors.Join(hypervisor.PrintFindings(a.out, found), bad)
+		},
+	}
+	h = addHostFlags(a, c)
+	return c
+}
+
+// errNotReady counts as a failed verification.
+var errNotReady = fmt.Errorf("the machine is not ready to pass a GPU through: %w", errFatalVerdict)
+
+func newHostPlan(a *app) *cobra.Command {
+	var h *hostFlags
+	c := &cobra.Command{
+		Use:   "plan [ADDRESS ...]",
+		Short: "Print the files that set GPUs aside for VMs",
+		Long: `Print the files to write on the machine, and the commands to run then, that set GPUs aside for VMs: all of them,
+or those at the PCI addresses given. Nothing is written.`,
+		Example: `  sudo gpuguest hypervisor plan
+  gpuguest hypervisor plan --host root@rack1 41:00.0 --json`,
+		RunE: func(c *cobra.Command, args []string) error {
+			host, err := h.look(c.Context())
+			if err != nil {
+				return err
+			}
+			p, err := hypervisor.MakePlan(host, args)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.writeJSON(p)
+			}
+			return p.Print(a.out)
+		},
+	}
+	h = addHostFlags(a, c)
+	return c
+}
+
+// vmFlags say what the VM is like.
+type vmFlags struct {
+	driver  string
+	hideKVM bool
+	ssh     string
+}
+
+func (v *vmFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&v.driver, "driver", "", fmt.Sprintf("driver `BRANCH` or version in the guest; GeForce drivers before %d need KVM hidden", hypervisor.HiddenBefore))
+	c.Flags().BoolVar(&v.hideKVM, "hide-kvm", false, "hide KVM from the guest, whatever its driver")
+}
+
+func (v *vmFlags) vm() (hypervisor.VM, error) {
+	vm := hypervisor.VM{HideKVM: v.hideKVM, SSH: v.ssh}
+	if vm.SSH == "none" {
+		vm.SSH = ""
+	}
+	if v.driver == "" {
+		return vm, nil
+	}
+	hides, err := hypervisor.HidesFor(v.driver)
+	vm.HideKVM = vm.HideKVM || hides
+	return vm, err
+}
+
+func newQEMUArgs(a *app) *cobra.Command {
+	var h *hostFlags
+	var v vmFlags
+	c := &cobra.Command{
+		Use:   "qemu-args [ADDRESS ...]",
+		Short: "Print the QEMU arguments that give a VM the GPUs",
+		Long: `Print the QEMU arguments that give a VM the GPUs, all of them or those at the PCI addresses given: vfio-pci devices
+with all functions, and a 64-bit window that their BARs fit in. Disks, memory and firmware are yours.`,
+		Example: `  sudo gpuguest hypervisor qemu-args 41:00.0
+  gpuguest hypervisor qemu-args --host root@rack1 --driver 390`,
+		RunE: func(c *cobra.Command, args []string) error {
+			vm, err := v.vm()
+			if err != nil {
+				return err
+			}
+			host, err := h.look(c.Context())
+			if err != nil {
+				return err
+			}
+			words, err := hypervisor.QEMUArgs(host, args, vm)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.writeJSON(map[string]any{"arguments": words})
+			}
+			for i := 0; i < len(words); i += 2 {
+				end := " \\\n"
+				if i+2 >= len(words) {
+					end = "\n"
+				}
+				fmt.Fprint(a.out, sh.Join(words[i:i+2]...), end)
+			}
+			return nil
+		},
+	}
+	h = addHostFlags(a, c)
+	v.add(c)
+	c.Flags().StringVar(&v.ssh, "ssh", "127.0.0.1:5022", "`ADDRESS:PORT` of the host that leads to the guest's SSH, \"none\" for none")
+	return c
+}
+
+func newLibvirtXML(a *app) *cobra.Command {
+	var h *hostFlags
+	var v vmFlags
+	c := &cobra.Command{
+		Use:   "libvirt-xml [ADDRESS ...]",
+		Short: "Print the libvirt XML that gives a VM the GPUs",
+		Long: `Print what to merge into a libvirt domain (virsh edit) so that the VM has the GPUs, all of them or those at the PCI
+addresses given.`,
+		Example: `  sudo gpuguest hypervisor libvirt-xml 41:00.0
+  gpuguest hypervisor libvirt-xml --host root@rack1 --driver 390`,
+		RunE: func(c *cobra.Command, args []string) error {
+			vm, err := v.vm()
+			if err != nil {
+				return err
+			}
+			host, err := h.look(c.Context())
+			if err != nil {
+				return err
+			}
+			xml, err := hypervisor.LibvirtXML(host, args, vm)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.writeJSON(map[string]any{"xml": xml})
+			}
+			_, err = fmt.Fprint(a.out, xml)
+			return err
+		},
+	}
+	h = addHostFlags(a, c)
+	v.add(c)
+	return c
+}
+
+// look runs the script on the machine that the flags name.
+func (h *hostFlags) look(ctx context.Context) (hypervisor.Host, error) {
+	if h.host == "" {
+		return h.lookHere(ctx)
+	}
+	if h.sysPath != "" {
+		return hypervisor.Host{}, errors.New("--sys-path and --host: one of them")
+	}
+	conn, err := h.dial(ctx)
+	if err != nil {
+		return hypervisor.Host{}, err
+	}
+	defer conn.Close()
+	res, err := conn.Run(ctx, guest.Command{Script: assets.Hypervisor, Timeout: time.Minute})
+	if err != nil {
+		return hypervisor.Host{}, err
+	}
+	return hypervisor.Parse(res.Stdout)
+}
+
+// lookHere looks at this machine or at a recorded tree.
+func (h *hostFlags) lookHere(ctx context.Context) (hypervisor.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "sh", "-c", assets.Hypervisor)
+	c.Env = []string{"GPUGUEST_ROOT=", "GPUGUEST_SYS="}
+	if h.sysPath != "" {
+		sys, err := filepath.Abs(h.sysPath)
+		if err != nil {
+			return hypervisor.Host{}, err
+		}
+		if _, err := os.Stat(sys); err != nil {
+			return hypervisor.Host{}, err
+		}
+		c.Env = []string{"GPUGUEST_ROOT=" + filepath.Dir(sys), "GPUGUEST_SYS=" + sys}
+	}
+	var out, complaint bytes.Buffer
+	c.Stdout, c.Stderr = &out, &complaint
+	if err := c.Run(); err != nil {
+		return hypervisor.Host{}, fmt.Errorf("look at this machine: %w: %s", err, strings.TrimSpace(complaint.String()))
+	}
+	return hypervisor.Parse(out.Bytes())
+}
