@@ -314,6 +314,7 @@ func (g GPU) has(f Function) bool {
 }
 
 // twins returns the functions outside the given GPUs that vfio-pci's ids parameter could not tell from theirs.
+// Virtual ones do not count: they are gone when their GPU is passed through whole.
 func (h Host) twins(gpus []GPU) []Function {
 	ids := map[string]bool{}
 	for _, g := range gpus {
@@ -325,7 +326,7 @@ func (h Host) twins(gpus []GPU) []Function {
 	}
 	var all []Function
 	for _, fn := range h.Functions {
-		if ids[fn.ID()] && !slices.ContainsFunc(gpus, func(g GPU) bool { return g.has(fn) }) {
+		if ids[fn.ID()] && !fn.Virtual && !slices.ContainsFunc(gpus, func(g GPU) bool { return g.has(fn) }) {
 			all = append(all, fn)
 		}
 	}
@@ -394,7 +395,11 @@ func checkBARs(h Host, g GPU) Finding {
 			f.Seen += ", with pci=realloc"
 		}
 	case h.Unknown["windows"] == "" && above < sum:
-		f.Status, f.Seen = Bad, "no address for "+strings.Join(lost, ", ")+": the firmware opened "+size(above)+" above 4 GB and the GPU needs "+size(sum)
+		opened := "nothing"
+		if above > 0 {
+			opened = size(above)
+		}
+		f.Status, f.Seen = Bad, "no address for "+strings.Join(lost, ", ")+": the firmware opened "+opened+" above 4 GB and the GPU needs "+size(sum)
 		f.Fix = "switch \"Above 4G Decoding\" (or \"64-bit BAR\", \"Large BAR\", \"MMIO High Size\") on in the firmware's setup, or update the firmware"
 	case realloc:
 		f.Status, f.Seen = Bad, "no address for "+strings.Join(lost, ", ")+", even with pci=realloc"

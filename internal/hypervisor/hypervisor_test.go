@@ -157,6 +157,7 @@ func status(t *testing.T, all []hypervisor.Finding, id, device string) hyperviso
 }
 
 func TestEachFaultIsFoundWhereItIs(t *testing.T) {
+	found := map[string][]hypervisor.Finding{}
 	const gtx, twin, l4, a100 = "0000:41:00", "0000:03:00", "0000:65:00", "0000:c1:00"
 	for _, c := range []struct {
 		host, id, device string
@@ -183,11 +184,15 @@ func TestEachFaultIsFoundWhereItIs(t *testing.T) {
 		{"intel-no-iommu", "group", gtx, hypervisor.Bad},
 		{"intel-shared-group", "group", l4, hypervisor.Bad},
 		{"intel-bar-lost", "bars", l4, hypervisor.Bad},
+		{"intel-vgpu", "ids", l4, hypervisor.OK}, // its own virtual function is no twin
 		{"intel-vgpu", "sriov", l4, hypervisor.Warn},
 		{"intel-vgpu", "driver", l4, hypervisor.Bad},
 	} {
 		t.Run(c.host+" "+c.id+" "+c.device, func(t *testing.T) {
-			if got := status(t, hypervisor.Check(look(t, plant(t, c.host))), c.id, c.device); got != c.want {
+			if found[c.host] == nil {
+				found[c.host] = hypervisor.Check(look(t, plant(t, c.host)))
+			}
+			if got := status(t, found[c.host], c.id, c.device); got != c.want {
 				t.Errorf("%s, want %s", got, c.want)
 			}
 		})
@@ -217,6 +222,7 @@ func TestWhatIsNotToldIsUnknown(t *testing.T) {
 		{"sys/bus/pci/devices/0000:65:00.0/resource", "bars", "0000:65:00"},
 	} {
 		t.Run(c.remove+" "+c.id, func(t *testing.T) {
+			t.Parallel()
 			root := plant(t, "intel-l4-clean")
 			if err := os.RemoveAll(filepath.Join(root, c.remove)); err != nil {
 				t.Fatal(err)
@@ -360,6 +366,26 @@ func TestTheBindScriptLeavesADriverAlone(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(root, "sys/bus/pci/drivers/nouveau/unbind")); err == nil {
 		t.Error("nouveau was made to let go")
+	}
+}
+
+func TestABuiltInVFIOIsNeverWaitedFor(t *testing.T) {
+	root := plant(t, "intel-twins")
+	write(t, filepath.Join(root, "lib/modules/6.1.0-50-amd64/modules.builtin"), "kernel/drivers/vfio/pci/vfio-pci.ko\n")
+	h := look(t, root)
+	p, err := hypervisor.MakePlan(h, []string{"41:00"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprint(p.Files)
+	if !strings.Contains(text, "install nouveau ") || strings.Contains(text, "install vfio-pci") || strings.Contains(text, "softdep") {
+		t.Errorf("by address:\n%s", text)
+	}
+	if p, err = hypervisor.MakePlan(h, nil); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(p.Args, "vfio-pci.ids=10de:1c82,10de:0fb9") {
+		t.Errorf("both cards, so by id: %v", p.Args)
 	}
 }
 

@@ -58,6 +58,9 @@ func MakePlan(h Host, addresses []string) (Plan, error) {
 	builtin := h.Loadable["vfio_pci"] == "builtin"
 	var ids, rivals, targets []string
 	for _, g := range gpus {
+		if f := checkGroup(h, g); f.Status == Bad || f.Status == Warn {
+			p.Notes = append(p.Notes, g.Slot+": "+f.Seen+": "+f.Fix)
+		}
 		for _, fn := range g.Functions {
 			if fn.bridge() {
 				continue
@@ -118,10 +121,7 @@ func (p *Plan) byID(h Host, ids, rivals []string, builtin bool) {
 	var b strings.Builder
 	b.WriteString(written)
 	b.WriteString("options vfio-pci ids=" + strings.Join(ids, ",") + "\n")
-	b.WriteString("# Loaded first, vfio-pci is asked first.\n")
-	for _, r := range rivals {
-		b.WriteString("softdep " + r + " pre: vfio-pci\n")
-	}
+	b.WriteString(softdeps(rivals))
 	p.Files = append(p.Files, File{
 		Path: modprobePath, Mode: "0644", Content: b.String(),
 		Why: "vfio-pci takes these ids, and no other device of this host has them",
@@ -129,8 +129,18 @@ func (p *Plan) byID(h Host, ids, rivals []string, builtin bool) {
 	p.early(h, false)
 }
 
-// byAddress sets driver_override for each address, at every chance there is before a rival takes the device:
-// when a rival or vfio-pci is loaded, and by a unit at boot.
+// softdeps have vfio-pci loaded before its rivals: loaded first, it is asked first.
+func softdeps(rivals []string) string {
+	var b strings.Builder
+	for _, r := range rivals {
+		b.WriteString("softdep " + r + " pre: vfio-pci\n")
+	}
+	return b.String()
+}
+
+// byAddress sets driver_override for each address before a rival takes the device: when vfio-pci is loaded,
+// which the initramfs does first of all; and by a unit at boot. A vfio-pci that is built in is never loaded, so
+// it is done when a rival is.
 func (p *Plan) byAddress(h Host, targets, rivals []string, builtin bool) {
 	p.Files = append(p.Files, File{
 		Path: bindPath, Mode: "0755", Content: bindScript(targets),
@@ -139,11 +149,13 @@ func (p *Plan) byAddress(h Host, targets, rivals []string, builtin bool) {
 	var b strings.Builder
 	b.WriteString(written)
 	b.WriteString("# The driver_override is set before any driver is asked; modprobe.d(5), install.\n")
-	if !builtin {
+	if builtin {
+		for _, r := range rivals {
+			b.WriteString("install " + r + " " + bindPath + " override; /sbin/modprobe --ignore-install " + r + " $CMDLINE_OPTS\n")
+		}
+	} else {
 		b.WriteString("install vfio-pci " + bindPath + " override; /sbin/modprobe --ignore-install vfio-pci $CMDLINE_OPTS\n")
-	}
-	for _, r := range rivals {
-		b.WriteString("install " + r + " " + bindPath + " override; /sbin/modprobe --ignore-install " + r + " $CMDLINE_OPTS\n")
+		b.WriteString(softdeps(rivals))
 	}
 	p.Files = append(p.Files, File{Path: modprobePath, Mode: "0644", Content: b.String(), Why: "no driver is loaded before the addresses are set aside"})
 	p.early(h, true)
@@ -204,22 +216,23 @@ exit $code
 func (p *Plan) early(h Host, script bool) {
 	switch {
 	case h.Tools["update-initramfs"] != "":
-		// initramfs-tools copies modprobe.d by itself; a program is copied by a hook (initramfs-tools(7)).
+		// initramfs-tools copies modprobe.d by itself; a hook copies programs and names modules to load before
+		// udev starts (initramfs-tools(7)).
+		hook := "#!/bin/sh\n" + written + "case ${1:-} in prereqs) exit 0 ;; esac\n. /usr/share/initramfs-tools/hook-functions\n"
 		if script {
-			p.Files = append(p.Files, File{Path: hookPath, Mode: "0755", Why: "the script is in the initramfs too, where the first drivers are loaded", Content: `#!/bin/sh
-` + written + `case ${1:-} in prereqs) exit 0 ;; esac
-. /usr/share/initramfs-tools/hook-functions
-copy_exec ` + bindPath + `
-manual_add_modules vfio-pci
-`})
+			hook += "copy_exec " + bindPath + "\n"
 		}
+		p.Files = append(p.Files, File{
+			Path: hookPath, Mode: "0755", Content: hook + "force_load vfio-pci\n",
+			Why: "the initramfs loads vfio-pci before any other driver",
+		})
 		p.Commands = append(p.Commands, "update-initramfs -u -k all")
 	case h.Tools["dracut"] != "":
-		content := written + "add_drivers+=\" vfio-pci vfio_iommu_type1 \"\n"
+		content := written + "force_drivers+=\" vfio-pci \"\n"
 		if script {
 			content += "install_items+=\" " + bindPath + " \"\n"
 		}
-		p.Files = append(p.Files, File{Path: dracutPath, Mode: "0644", Content: content, Why: "vfio-pci is in the initramfs, where the first drivers are loaded"})
+		p.Files = append(p.Files, File{Path: dracutPath, Mode: "0644", Content: content, Why: "the initramfs loads vfio-pci before any other driver"})
 		p.Commands = append(p.Commands, "dracut --force --regenerate-all")
 	default:
 		p.Notes = append(p.Notes, "neither update-initramfs nor dracut was found: have "+modprobePath+" in the initramfs")
