@@ -200,5 +200,8 @@ for f in update-initramfs dracut update-grub grub2-mkconfig grubby systemctl mod
 	done
 done
 if [ -d "$R/etc/default/grub.d" ]; then out "grub.d$TAB/etc/default/grub.d"; fi
+# The arguments may be there because gpuguest's own file sets them.
+f=/etc/default/grub.d/90-gpuguest-vfio.cfg
+if [ -e "$R$f" ]; then out "grub.d.ours$TAB$f"; fi
 
 printf '== end\n'

@@ -31,14 +31,14 @@ func newHypervisor(a *app) *cobra.Command {
 		Short: "Look at the machine that VMs run on: can it pass its GPUs through?",
 		Long: `Look at the machine that VMs run on, which is another one than the guests: can it pass its GPUs through, what is
 to be written there, and with which arguments does a VM get them. It looks at this machine, or at another
-over SSH with --host, and changes nothing.`,
+over SSH with --host. Only apply changes anything.`,
 		Example: `  sudo gpuguest hypervisor check
   gpuguest hypervisor plan --host root@rack1 41:00.0
   gpuguest hypervisor qemu-args --host root@rack1`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	for _, sub := range []*cobra.Command{newHostCheck(a), newHostPlan(a), newQEMUArgs(a), newLibvirtXML(a)} {
+	for _, sub := range []*cobra.Command{newHostCheck(a), newHostPlan(a), newHostApply(a), newQEMUArgs(a), newLibvirtXML(a)} {
 		c.AddCommand(sub)
 	}
 	return c
@@ -114,6 +114,84 @@ or those at the PCI addresses given. Nothing is written.`,
 	}
 	h = addHostFlags(a, c)
 	return c
+}
+
+func newHostApply(a *app) *cobra.Command {
+	var h *hostFlags
+	var undo bool
+	c := &cobra.Command{
+		Use:   "apply [ADDRESS ...] | apply --undo",
+		Short: "Write the plan's files on the machine, or take them back",
+		Long: `Write what "gpuguest hypervisor plan" prints for the same addresses, and run its commands but the reboot, which is
+yours. A second time changes nothing. With --undo, everything that apply did on the machine is taken back.`,
+		Example: `  sudo gpuguest hypervisor apply 41:00.0
+  gpuguest hypervisor apply --host root@rack1
+  gpuguest hypervisor apply --host root@rack1 --undo`,
+		RunE: func(c *cobra.Command, args []string) error {
+			if h.sysPath != "" {
+				return errors.New("--sys-path names a recording, and nothing can be applied to one")
+			}
+			if undo && len(args) > 0 {
+				return errors.New("--undo takes everything back, and no address")
+			}
+			script := hypervisor.UndoScript()
+			if !undo {
+				host, err := h.look(c.Context())
+				if err != nil {
+					return err
+				}
+				p, err := hypervisor.MakePlan(host, args)
+				if err != nil {
+					return err
+				}
+				script = hypervisor.ApplyScript(p)
+			}
+			out, err := h.change(c.Context(), script)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.writeJSON(map[string]any{"done": strings.Split(strings.TrimSpace(string(out)), "\n")})
+			}
+			_, err = a.out.Write(out)
+			return err
+		},
+	}
+	h = addHostFlags(a, c)
+	c.Flags().BoolVar(&undo, "undo", false, "take back what apply did")
+	return c
+}
+
+// change runs a script as root on the machine that the flags name and returns what it printed. It may make
+// an initramfs for every kernel.
+func (h *hostFlags) change(ctx context.Context, script string) ([]byte, error) {
+	const limit = 30 * time.Minute
+	if h.host == "" {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		var complaint bytes.Buffer
+		c := exec.CommandContext(ctx, "sh", "-c", script)
+		c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+		c.Stderr = &complaint
+		out, err := c.Output()
+		if err != nil {
+			return nil, fmt.Errorf("change this machine: %w: %s", err, strings.TrimSpace(complaint.String()))
+		}
+		return out, nil
+	}
+	conn, err := h.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	res, err := conn.Run(ctx, guest.Command{Script: script, Timeout: limit})
+	if err != nil {
+		return nil, err
+	}
+	if res.Exit != 0 {
+		return nil, fmt.Errorf("exit status %d: %s", res.Exit, strings.TrimSpace(string(res.Stderr)))
+	}
+	return res.Stdout, nil
 }
 
 // vmFlags say what the VM is like.

@@ -24,6 +24,9 @@ type Plan struct {
 	Args     []string `json:"kernel_arguments"` // all that the kernel needs, those it has already too
 	Commands []string `json:"commands"`         // to run after the files are written, in this order; the last is the reboot
 	Notes    []string `json:"notes"`            // what a file cannot do
+
+	// grubby holds the arguments that grubby is to set: they are in no file of ours.
+	grubby string
 }
 
 const (
@@ -34,6 +37,9 @@ const (
 	unitPath     = "/etc/systemd/system/gpuguest-vfio-bind.service"
 	grubPath     = "/etc/default/grub.d/90-gpuguest-vfio.cfg"
 )
+
+// reboot is the last of a plan's commands, and the one that is left to a person.
+const reboot = "reboot"
 
 const written = "# Written for gpuguest's passthrough.\n"
 
@@ -85,7 +91,7 @@ func MakePlan(h Host, addresses []string) (Plan, error) {
 	for _, fn := range twins {
 		p.Notes = append(p.Notes, fmt.Sprintf("%s [%s] has the same ids and stays with the host (%s)", fn.Address, fn.ID(), orNone(fn.Driver)))
 	}
-	p.Commands = append(p.Commands, "reboot")
+	p.Commands = append(p.Commands, reboot)
 	return p, nil
 }
 
@@ -247,7 +253,8 @@ func (p *Plan) boot(h Host) {
 			missing = append(missing, a)
 		}
 	}
-	if h.Cmdline != nil && len(missing) == 0 {
+	// The file stays in the plan once it is there, for the kernel has its arguments from it.
+	if h.Cmdline != nil && len(missing) == 0 && h.Tools["grub.d.ours"] == "" {
 		p.Notes = append(p.Notes, "the kernel has its arguments already: "+strings.Join(p.Args, " "))
 		return
 	}
@@ -255,10 +262,11 @@ func (p *Plan) boot(h Host) {
 	case h.Tools["update-grub"] != "" && h.Tools["grub.d"] != "":
 		p.Files = append(p.Files, File{
 			Path: grubPath, Mode: "0644", Why: "the kernel drives the IOMMU",
-			Content: written + "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"" + sh.Quote(strings.Join(missing, " ")) + "\n",
+			Content: written + "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"" + sh.Quote(strings.Join(p.Args, " ")) + "\n",
 		})
 		p.Commands = append(p.Commands, "update-grub")
 	case h.Tools["grubby"] != "":
+		p.grubby = strings.Join(missing, " ")
 		p.Commands = append(p.Commands, "grubby --update-kernel=ALL --args="+sh.Quote(strings.Join(missing, " ")))
 	case h.Tools["grub2-mkconfig"] != "":
 		p.Notes = append(p.Notes, "add to GRUB_CMDLINE_LINUX in /etc/default/grub: "+strings.Join(missing, " "))
