@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gpuguest/assets"
+	"gpuguest/internal/engine"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/hypervisor"
 	"gpuguest/internal/sh"
@@ -46,10 +47,15 @@ over SSH with --host. Only apply changes anything.`,
 
 func addHostFlags(a *app, c *cobra.Command) *hostFlags {
 	h := &hostFlags{app: a}
-	a.addReach(c)
-	c.Flags().Lookup("host").Usage = "`MACHINE` to look at over SSH: [user@]name[:port] (default: this one)"
+	h.addMachine(c)
 	c.Flags().StringVar(&h.sysPath, "sys-path", "", "recorded `FOLDER` to read in place of /sys; /proc, /etc and /lib are read beside it")
 	return h
+}
+
+// addMachine adds the flags that name the machine.
+func (h *hostFlags) addMachine(c *cobra.Command) {
+	h.addReach(c)
+	c.Flags().Lookup("host").Usage = "`MACHINE` to work on over SSH: [user@]name[:port] (default: this one)"
 }
 
 func newHostCheck(a *app) *cobra.Command {
@@ -117,10 +123,10 @@ or those at the PCI addresses given. Nothing is written.`,
 }
 
 func newHostApply(a *app) *cobra.Command {
-	var h *hostFlags
+	h := &hostFlags{app: a}
 	var undo bool
 	c := &cobra.Command{
-		Use:   "apply [ADDRESS ...] | apply --undo",
+		Use:   "apply [ADDRESS ...]",
 		Short: "Write the plan's files on the machine, or take them back",
 		Long: `Write what "gpuguest hypervisor plan" prints for the same addresses, and run its commands but the reboot, which is
 yours. A second time changes nothing. With --undo, everything that apply did on the machine is taken back.`,
@@ -128,9 +134,6 @@ yours. A second time changes nothing. With --undo, everything that apply did on 
   gpuguest hypervisor apply --host root@rack1
   gpuguest hypervisor apply --host root@rack1 --undo`,
 		RunE: func(c *cobra.Command, args []string) error {
-			if h.sysPath != "" {
-				return errors.New("--sys-path names a recording, and nothing can be applied to one")
-			}
 			if undo && len(args) > 0 {
 				return errors.New("--undo takes everything back, and no address")
 			}
@@ -147,37 +150,36 @@ yours. A second time changes nothing. With --undo, everything that apply did on 
 				script = hypervisor.ApplyScript(p)
 			}
 			out, err := h.change(c.Context(), script)
-			if err != nil {
-				return err
-			}
 			if a.json {
+				if err != nil {
+					return err
+				}
 				return a.writeJSON(map[string]any{"done": strings.Split(strings.TrimSpace(string(out)), "\n")})
 			}
-			_, err = a.out.Write(out)
-			return err
+			_, werr := a.out.Write(out)
+			return errors.Join(err, werr)
 		},
 	}
-	h = addHostFlags(a, c)
+	h.addMachine(c)
 	c.Flags().BoolVar(&undo, "undo", false, "take back what apply did")
 	return c
 }
 
-// change runs a script as root on the machine that the flags name and returns what it printed. It may make
-// an initramfs for every kernel.
+// change runs a script as root on the machine that the flags name and returns what it printed, which it does
+// with an error too. The script may make an initramfs for every kernel.
 func (h *hostFlags) change(ctx context.Context, script string) ([]byte, error) {
 	const limit = 30 * time.Minute
 	if h.host == "" {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		var complaint bytes.Buffer
+		var out, complaint bytes.Buffer
 		c := exec.CommandContext(ctx, "sh", "-c", script)
 		c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-		c.Stderr = &complaint
-		out, err := c.Output()
-		if err != nil {
-			return nil, fmt.Errorf("change this machine: %w: %s", err, strings.TrimSpace(complaint.String()))
+		c.Stdout, c.Stderr = &out, &complaint
+		if err := c.Run(); err != nil {
+			return out.Bytes(), halfDone(err.Error(), complaint.String())
 		}
-		return out, nil
+		return out.Bytes(), nil
 	}
 	conn, err := h.dial(ctx)
 	if err != nil {
@@ -189,9 +191,17 @@ func (h *hostFlags) change(ctx context.Context, script string) ([]byte, error) {
 		return nil, err
 	}
 	if res.Exit != 0 {
-		return nil, fmt.Errorf("exit status %d: %s", res.Exit, strings.TrimSpace(string(res.Stderr)))
+		return res.Stdout, halfDone(fmt.Sprintf("exit status %d", res.Exit), string(res.Stderr))
 	}
 	return res.Stdout, nil
+}
+
+// halfDone is the error of a script of apply's that stopped on its way.
+func halfDone(what, complaint string) error {
+	return &engine.StepError{
+		Step: "hypervisor-apply", What: what, Tail: strings.TrimSpace(complaint),
+		Hint: "put right what it says and run the same again: it goes on from there; --undo takes back what was written",
+	}
 }
 
 // vmFlags say what the VM is like.
