@@ -25,10 +25,10 @@ test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
 
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
-	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
+	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
 
 test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU
-	GPUGUEST_LAB=1 $(GO) test -count=1 -timeout 50m -run '^TestVM' ./cmd/... ./internal/...
+	GPUGUEST_LAB=1 $(GO) test -count=1 -parallel 2 -timeout 50m -run '^TestVM' ./cmd/... ./internal/...
 
 lint: deps
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "gofmt these"; exit 1; }
@@ -36,7 +36,7 @@ lint: deps
 	$(GO) tool staticcheck ./...
 	@# The vulnerability data is on the network; where that is out of reach, the check says so and goes on.
 	$(GO) tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not reach its data (exit $$code)"; [ $$code -ne 3 ]; }
-	shellcheck -s sh assets/*.sh testdata/lab/*.sh testdata/bench/*.sh
+	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh testdata/bench/*.sh
 	shellcheck -s bash .ci/run
 
 bench: deps ## each figure beside its peer in the same run

@@ -58,9 +58,12 @@ func (a apt) Unhold(packages ...string) string {
 }
 
 // dpkg --configure -a is the only thing that clears an interrupted dpkg run, and does nothing otherwise.
+// It passes over a package that dpkg was killed in the middle of unpacking, and apt-get check finds no fault
+// in that one; --fix-broken unpacks it again.
 func (a apt) Repair() string {
 	return `dpkg --force-confdef --force-confold --configure -a
-if ! apt-get check -q -o DPkg::Lock::Timeout=600 >/dev/null 2>&1; then
+if ! apt-get check -q -o DPkg::Lock::Timeout=600 >/dev/null 2>&1 ||
+	dpkg-query -W -f='${db:Status-Status}\n' | grep -q '^half-installed'; then
 	apt-get install ` + common + ` --no-install-recommends --fix-broken
 fi`
 }

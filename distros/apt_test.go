@@ -428,7 +428,17 @@ func TestRepairLooksForBrokenDependenciesOnlyAfterDpkg(t *testing.T) {
 	m = newMachine(t)
 	m.fake("dpkg", "")
 	m.fake("apt-get", `[ "$1" = check ]`)
+	m.fake("dpkg-query", "echo installed")
 	if _, errs, code := m.run(apt{}.Repair()); code != 0 || strings.Contains(m.log(), "--fix-broken") {
 		t.Errorf("sound guest: exit %d: %s, ran %q", code, errs, m.log())
+	}
+	// dpkg killed while it unpacked: "configure -a" passes such a package over and "check" finds no fault
+	// in it (seen with dpkg 1.21.23 and apt 2.6.2).
+	m = newMachine(t)
+	m.fake("dpkg", "")
+	m.fake("dpkg-query", "printf 'installed\\nhalf-installed\\n'")
+	m.fake("apt-get", "")
+	if _, errs, code := m.run(apt{}.Repair()); code != 0 || !strings.Contains(m.log(), "--fix-broken") {
+		t.Errorf("half-installed package: exit %d: %s, ran %q", code, errs, m.log())
 	}
 }

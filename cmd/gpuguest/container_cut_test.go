@@ -53,12 +53,10 @@ var faults = []fault{
 	}},
 }
 
-// lists is what a guest has that was ever updated.
-const lists = `apt-get -q update`
-
 // testCut strikes at the start and in the middle of every step that changes something. In the end every
 // guest must be what an undisturbed one is, and no step that was done may have been done again.
 func testCut(t *testing.T, w *world) {
+	t.Parallel()
 	root := w.root(t, "bookworm", lists)
 	quiet := w.start(t, root, lab.ContainerSpec{})
 	reference := w.must(t, exitDone, quiet.install("--json")...).report(t)
@@ -78,11 +76,9 @@ func testCut(t *testing.T, w *world) {
 			d.bringAbout(t)
 			t.Logf("struck %d times, %d runs, %.0f s", len(d.struck), d.runs, time.Since(began).Seconds())
 			for id, took := range took {
-				for _, at := range []string{"start", "middle"} {
-					// The middle of a step that ends in no time may be missed.
-					if (f.only == "" || f.only == id) && !d.struck[at+" "+string(id)] && (at == "start" || took > 2*time.Second) {
-						t.Errorf("%s was not struck at its %s", id, at)
-					}
+				// The middle of a step that ends in no time may be missed.
+				if f.only == "" && !d.struck["start "+string(id)] || (f.only == "" || f.only == id) && took > 6*time.Second && !d.struck["middle "+string(id)] {
+					t.Errorf("%s was struck at %v", id, slices.Sorted(maps.Keys(d.struck)))
 				}
 			}
 			if diff := differences(want, d.g.endState(t)); diff != "" {
@@ -189,7 +185,8 @@ func (d *disturbed) once(t *testing.T) (result, bool) {
 				continue
 			}
 			if at = steps.ID(m[1]); !d.struck["middle "+m[1]] {
-				middle = time.After(d.took[at] / 2)
+				// Well before half of what the step took undisturbed, for that was measured on a busier machine.
+				middle = time.After(min(d.took[at]/3, 4*time.Second))
 			}
 		case <-middle:
 			middle = nil

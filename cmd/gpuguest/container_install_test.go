@@ -62,7 +62,7 @@ func testInstallAgainUninstall(t *testing.T, w *world) {
 // uninstall takes it away by another.
 func testRebootForKernelArg(t *testing.T, w *world) {
 	t.Parallel()
-	g := w.start(t, w.root(t, "bookworm", prepared), lab.ContainerSpec{})
+	g := w.start(t, w.root(t, "bookworm", lists, headers), lab.ContainerSpec{})
 	before := g.snapshot(t)
 	boot := g.in(t, `cat /proc/sys/kernel/random/boot_id`)
 	r := w.must(t, exitDone, g.install("--json", "--kernel-arg", "pci=realloc")...).report(t)
@@ -91,7 +91,8 @@ func testRebootForKernelArg(t *testing.T, w *world) {
 // testUsers: root, a user who may sudo and one who may after a password all end in the same state, and the
 // password is nowhere to be read.
 func testUsers(t *testing.T, w *world) {
-	root := w.root(t, "bookworm", prepared)
+	t.Parallel()
+	root := w.root(t, "bookworm", lists, headers)
 	var want []string
 	for _, user := range []string{"root", "debian", "worker"} {
 		t.Run(user, func(t *testing.T) {

@@ -28,18 +28,19 @@ func (g *testGuest) tree(t *testing.T) []string {
 
 // refusal is bad input, or a guest in a bad state, and how it is to be met.
 type refusal struct {
-	name   string
-	break_ string // makes the guest bad, as root
-	mend   string
-	env    []string
-	args   func(g *testGuest) []string
-	code   int
-	says   []string // words of the message, all of them
-	wrote  string   // the only place where something may have changed, "" none
+	name  string
+	spoil string // makes the guest bad, as root
+	mend  string
+	env   []string
+	args  func(g *testGuest) []string
+	code  int
+	says  []string // words of the message, all of them
+	wrote string   // the only place where something may have changed, "" none
 }
 
 // testRefuse: each has its exit code and a message that names what is wrong, and the guest is as before.
 func testRefuse(t *testing.T, w *world) {
+	t.Parallel()
 	t.Run("nothing changes", func(t *testing.T) { testNothingChanges(t, w) })
 	t.Run("full disk", func(t *testing.T) { testFullDisk(t, w) })
 	t.Run("broken source, guest that stays away", func(t *testing.T) { testBrokenSource(t, w) })
@@ -47,7 +48,7 @@ func testRefuse(t *testing.T, w *world) {
 
 func testNothingChanges(t *testing.T, w *world) {
 	t.Parallel()
-	g := w.start(t, w.root(t, "bookworm", prepared), lab.ContainerSpec{})
+	g := w.start(t, w.root(t, "bookworm", lists, headers), lab.ContainerSpec{})
 	other := filepath.Join(t.TempDir(), "known_hosts")
 	public, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -98,22 +99,22 @@ func testNothingChanges(t *testing.T, w *world) {
 		{name: "GPU too old for the driver", args: device("10de:1c82", "--driver", "595"), code: exitUnsupported, says: []string{"595", "GTX 1050 Ti", "580"}},
 		{name: "GPU too new for the driver", args: device("10de:2b85", "--driver", "535"), code: exitUnsupported, says: []string{"535", "5090"}},
 		{name: "GPU that needs open modules", args: device("10de:2b85", "--flavor", "proprietary"), code: exitUnsupported, says: []string{"5090", "open"}},
-		{name: "unsupported distribution", break_: `cp -a /usr/lib/os-release /run/os-release; printf 'ID=plan9\nID_LIKE=debian\nVERSION_ID=4\nPRETTY_NAME="Plan 9"\n' >/run/plan9; mount --bind /run/plan9 /usr/lib/os-release`,
+		{name: "unsupported distribution", spoil: `cp -a /usr/lib/os-release /run/os-release; printf 'ID=plan9\nID_LIKE=debian\nVERSION_ID=4\nPRETTY_NAME="Plan 9"\n' >/run/plan9; mount --bind /run/plan9 /usr/lib/os-release`,
 			mend: `umount /usr/lib/os-release`, args: install(), code: exitUnsupported, says: []string{"plan9", "--as"}},
-		{name: "read-only root", break_: `journalctl --relinquish-var && sleep 1 && mount -o remount,bind,ro /`, mend: `mount -o remount,bind,rw / && journalctl --flush`, args: install(), code: exitStep, says: []string{"read-only"}},
+		{name: "read-only root", spoil: `journalctl --relinquish-var && sleep 1 && mount -o remount,bind,ro /`, mend: `mount -o remount,bind,rw / && journalctl --flush`, args: install(), code: exitStep, says: []string{"read-only"}},
 		{name: "package lock that is never released",
-			break_: `setsid apt-get -q -y -o DPkg::Pre-Invoke::='sleep 1000' install --no-install-recommends hello >/run/holder.log 2>&1 </dev/null & sleep 2; pgrep -x apt-get >/run/holder`,
-			mend:   `kill -KILL $(cat /run/holder); pkill -KILL -f '[s]leep 1000'; rm -f /var/cache/apt/archives/hello*.deb; true`,
-			args:   install("--lock-wait", "3s"), code: exitStep, says: []string{"apt-get"}, wrote: "/var/"},
+			spoil: `setsid apt-get -q -y -o DPkg::Pre-Invoke::='sleep 1000' install --no-install-recommends hello >/run/holder.log 2>&1 </dev/null & sleep 2; pgrep -x apt-get >/run/holder`,
+			mend:  `kill -KILL $(cat /run/holder); pkill -KILL -f '[s]leep 1000'; rm -f /var/cache/apt/archives/hello*.deb; true`,
+			args:  install("--lock-wait", "3s"), code: exitStep, says: []string{"error: root@" + g.Host + ": ready: still held after 3 s: process ", "apt-get"}, wrote: "/var/"},
 		{name: "held package",
-			break_: `set -e; mkdir -p /run/held/DEBIAN; printf 'Package: nvidia-kernel-dkms\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@invalid>\nDescription: held\n' >/run/held/DEBIAN/control
+			spoil: `set -e; mkdir -p /run/held/DEBIAN; printf 'Package: nvidia-kernel-dkms\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@invalid>\nDescription: held\n' >/run/held/DEBIAN/control
 dpkg-deb -b /run/held /run/held.deb >/dev/null; dpkg -i /run/held.deb >/dev/null; apt-mark hold nvidia-kernel-dkms >/dev/null`,
 			mend: `apt-mark unhold nvidia-kernel-dkms >/dev/null; dpkg --purge nvidia-kernel-dkms >/dev/null`,
 			args: install(), code: exitStep, says: []string{"nvidia-kernel-dkms", "hold"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.break_ != "" {
-				g.in(t, c.break_)
+			if c.spoil != "" {
+				g.in(t, c.spoil)
 				defer func() { g.in(t, c.mend) }()
 			}
 			before := g.tree(t)
@@ -143,7 +144,7 @@ dpkg-deb -b /run/held /run/held.deb >/dev/null; dpkg -i /run/held.deb >/dev/null
 // testFullDisk: a guest without room is told so before anything is installed.
 func testFullDisk(t *testing.T, w *world) {
 	t.Parallel()
-	g := w.start(t, w.root(t, "bookworm", prepared), lab.ContainerSpec{DiskMB: 900})
+	g := w.start(t, w.root(t, "bookworm", lists, headers), lab.ContainerSpec{DiskMB: 900})
 	before := g.tree(t)
 	r := w.must(t, exitStep, g.install()...)
 	if !strings.Contains(r.stderr, "MB free") {

@@ -86,28 +86,35 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// prepared is what makes a guest one that was used before: package lists, headers and build tools. Tests
-// that are about neither save half a minute by it.
-const prepared = `set -e
+// layer is something done to a root once, for all guests that start from it.
+type layer struct{ name, script string }
+
+// lists makes a guest one that was ever updated. headers gives it what modules are built with, and an
+// initramfs that was made after; tests that are about neither save half a minute by it.
+var (
+	lists   = layer{"lists", `apt-get -q update`}
+	headers = layer{"headers", `set -e
 export DEBIAN_FRONTEND=noninteractive
-apt-get -q update
 apt-get -q -y --no-install-recommends install "linux-headers-$(ls /lib/modules)" linux-headers-amd64 gcc make dkms
-apt-get clean`
+apt-get clean
+update-initramfs -u`}
+)
 
 // testGuest is one guest and the machine that gpuguest is run on.
 type testGuest struct {
 	*lab.Container
-	w     *world
-	known string // known_hosts file
-	suite string
+	w      *world
+	known  string // known_hosts file
+	suite  string
+	device string // the GPU to install for
 }
 
-func (w *world) root(t *testing.T, suite string, layers ...string) lab.ContainerRoot {
+func (w *world) root(t *testing.T, suite string, layers ...layer) lab.ContainerRoot {
 	t.Helper()
 	root, err := lab.BuildContainerRoot(t.Context(), suite)
-	for _, script := range layers {
+	for _, l := range layers {
 		if err == nil {
-			root, err = lab.BuildContainerLayer(t.Context(), root, "prepared", script)
+			root, err = lab.BuildContainerLayer(t.Context(), root, l.name, l.script)
 		}
 	}
 	if err != nil {
@@ -129,7 +136,7 @@ func (w *world) start(t *testing.T, root lab.ContainerRoot, spec lab.ContainerSp
 			t.Error(err)
 		}
 	})
-	g := &testGuest{Container: c, w: w, suite: root.Suite, known: filepath.Join(t.TempDir(), "known_hosts")}
+	g := &testGuest{Container: c, w: w, suite: root.Suite, device: "10de:1c82", known: filepath.Join(t.TempDir(), "known_hosts")}
 	if err := os.WriteFile(g.known, []byte(c.KnownHosts()), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -152,9 +159,10 @@ func (g *testGuest) reach(user string) []string {
 }
 
 // want are the flags of the driver that all tests install: there is no GPU in a container, so one is named,
-// a Pascal of the seed document, which needs branch 580 at most and the proprietary flavor.
+// where nothing else is said a Pascal, which needs branch 580 at most and the proprietary flavor.
 func (g *testGuest) want() []string {
-	return []string{"--no-gpu", "--device", "10de:1c82", "--mirror", g.w.repo.URL, "--keyring-sha256", g.w.repo.KeyringSHA256[nvidiaNames[g.suite]]}
+	return []string{"--no-gpu", "--device", g.device, "--source", "nvidia",
+		"--mirror", g.w.repo.URL, "--keyring-sha256", g.w.repo.KeyringSHA256[nvidiaNames[g.suite]]}
 }
 
 func (g *testGuest) install(more ...string) []string {

@@ -57,6 +57,8 @@ type vmGuest struct {
 func bootVM(t *testing.T, spec lab.Spec, boot lab.BootSpec) *vmGuest {
 	t.Helper()
 	vmTier(t)
+	// Emulated guests mostly keep one processor busy each: two side by side take little longer than one.
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	image, err := lab.Build(ctx, spec)

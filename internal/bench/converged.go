@@ -24,18 +24,16 @@ import (
 	"gpuguest/steps"
 )
 
-// far is a guest whose answers take 100 ms.
+// farRTT is how long the far guest's answers take.
 const farRTT = 100 * time.Millisecond
 
 // mostExecs is what a converged install may cost.
 const mostExecs = 3
 
-// places are where the guest is seen from.
-var places = []struct {
-	host string
-	rtt  time.Duration
-	name string
-}{{"near", 0, "no latency"}, {"far", farRTT, "100 ms"}}
+// place is where the guest is seen from.
+type place struct{ host, name string }
+
+func places() []place { return []place{{"near", "no latency"}, {"far", "100 ms"}} }
 
 // way is one way to do the same thing.
 type way struct {
@@ -137,7 +135,7 @@ func converged(ctx context.Context, b *bench) ([]figure, error) {
 	b.net.setRTT(farRTT)
 	var figures []figure
 	var execs []float64
-	for _, p := range places {
+	for _, p := range places() {
 		var inGuest []float64
 		ssh := func(args ...string) (float64, error) {
 			t, err := b.time(ctx, nil, "ssh", append([]string{"-n"}, b.ssh(p.host, args...)...)...)
@@ -147,7 +145,7 @@ func converged(ctx context.Context, b *bench) ([]figure, error) {
 			return t.seconds, err
 		}
 		master := "ControlPath=" + filepath.Join(b.tmp, "master")
-		got, err := inTurn(b.runs(map[string]int{"near": 11, "far": 7}[p.host]), []way{
+		got, err := inTurn(b.runs(map[string]int{"near": 9, "far": 5}[p.host]), []way{
 			{"gpuguest", func() (float64, error) {
 				t, r, err := b.again(ctx, p.host)
 				execs = append(execs, float64(r.Execs))
@@ -207,7 +205,7 @@ func besideAnsible(ctx context.Context, b *bench) ([]figure, error) {
 		return nil, err
 	}
 	var figures []figure
-	for _, p := range places {
+	for _, p := range places() {
 		got, err := inTurn(b.runs(3), []way{
 			{"gpuguest", func() (float64, error) {
 				t, _, err := b.again(ctx, p.host)

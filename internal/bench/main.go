@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,12 +100,42 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		if perr := printTable(out, figures); perr != nil {
 			return perr
 		}
+		for _, line := range b.conditions(ctx) {
+			fmt.Fprintln(out, line)
+		}
 		if asJSON != "" {
 			text, jerr := json.MarshalIndent(summarise(figures), "", "  ")
 			err = errors.Join(err, jerr, os.WriteFile(asJSON, append(text, '\n'), 0o644))
 		}
 	}
 	return err
+}
+
+// conditions say what was measured and what stood in for what.
+func (b *bench) conditions(ctx context.Context) []string {
+	version := func(name, arg string) string {
+		out, err := exec.CommandContext(ctx, name, arg).CombinedOutput()
+		if err != nil {
+			return name + " of unknown version"
+		}
+		first, _, _ := strings.Cut(string(out), "\n")
+		return first
+	}
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		load = []byte("unknown")
+	}
+	driver := "none"
+	if b.wish.What != "" {
+		driver = b.wish.What + ", installed by gpuguest"
+	}
+	return []string{
+		"guest: this machine's Debian in a system container: its own systemd, package database and stock sshd, this machine's kernel; no GPU, gpuguest is told of " + guestDevice,
+		"driver: " + driver,
+		"way: two network namespaces; no latency: a veth pair; else two TUN devices with a delay line in user space between them, real TCP, no loss",
+		"peers: " + version("ssh", "-V") + "; " + version("ansible-playbook", "--version"),
+		fmt.Sprintf("machine: %d processors, which client, guest and delay line share; load %s", runtime.NumCPU(), strings.TrimSpace(string(load))),
+	}
 }
 
 func choose(names string) ([]row, error) {

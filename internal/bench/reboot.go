@@ -25,7 +25,7 @@ const gatePort = 5025
 
 // downFor is how long the guest is away at least; each time adds another part of a second, so that no way
 // of polling keeps step with it.
-const downFor = 4 * time.Second
+const downFor = 2500 * time.Millisecond
 
 // gate stands before the guest as a hypervisor's port forwarding does: while the guest is down it accepts
 // and says nothing, and a connection that was accepted then never comes alive. Behind it is the guest's real
@@ -230,7 +230,7 @@ func reboots(ctx context.Context, b *bench) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	playbook, err := inTurn(b.runs(3), []way{ways[0], {"ansible", func() (float64, error) {
+	playbook, err := inTurn(b.runs(2), []way{ways[0], {"ansible", func() (float64, error) {
 		return g.reboot(ctx, func() error {
 			_, err := b.play(ctx, env, "gate", "reboot.yml")
 			return err

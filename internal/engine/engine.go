@@ -364,6 +364,10 @@ func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[step
 	return done, nil
 }
 
+// waitedInVain is what a step's own waiting ends with (EX_TEMPFAIL of sysexits.h); the last line that it
+// printed names what it waited for.
+const waitedInVain = 75
+
 // apply runs one item's script as a job and follows it. It answers again when the job was cut off, so
 // that only a new look at the guest can tell how far it came.
 func (r *run) apply(ctx context.Context, i, of int, it plan.Item) (verdict, error) {
@@ -386,6 +390,8 @@ func (r *run) apply(ctx context.Context, i, of int, it plan.Item) (verdict, erro
 		return again, nil
 	case res.Exit == plan.NotMet:
 		return done, r.failed(i, of, it, afterActions(text), text)
+	case res.Exit == waitedInVain:
+		return done, r.failed(i, of, it, tail(text, 1), text)
 	case res.Exit != 0:
 		return done, r.failed(i, of, it, fmt.Sprintf("exit %d", res.Exit), text)
 	}

@@ -343,6 +343,18 @@ func TestFailedStepSaysWhatItPrintedAndWhatToDo(t *testing.T) {
 	}
 }
 
+func TestWaitInVainNamesWhatWasWaitedFor(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	it := l.touch("wait", false)
+	it.Actions = []action.Action{action.Run{Title: "wait", Script: "echo waiting\necho 'still held after 3 s: process 381 (apt-get)' >&2\nexit 75"}}
+	_, err := l.run(l.config(it))
+	var step *engine.StepError
+	if !errors.As(err, &step) || step.What != "still held after 3 s: process 381 (apt-get)" {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestFailedProofIsAVerificationError(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

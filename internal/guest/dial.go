@@ -61,6 +61,7 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 		}
 		return nil, err
 	}
+	var met time.Time
 	for i, h := range hops {
 		var nc net.Conn
 		var err error
@@ -83,6 +84,7 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 		if err != nil {
 			return fail(unreachable(ctx, h, err))
 		}
+		met = time.Now()
 		hl := lim
 		if i < len(hops)-1 {
 			hl = limits{handshake: cfg.connectTimeout(), record: lim.record}
@@ -96,6 +98,7 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 	}
 	c.client = clients[len(clients)-1]
 	c.jumps = clients[:len(clients)-1]
+	c.greeted = time.Since(met)
 	c.watch(cfg.keepalive())
 	return c, nil
 }

@@ -83,7 +83,9 @@ type Conn struct {
 	jumps  []*ssh.Client // outermost first
 	// connected is how long TCP's connect took, one round trip to whoever answered.
 	connected time.Duration
-	secrets   *secrets
+	// greeted is how long everything after that took, to the accepted login: what a handshake costs this guest.
+	greeted time.Duration
+	secrets *secrets
 
 	execs atomic.Int64
 	dead  chan struct{} // closed when the transport has ended

@@ -30,20 +30,20 @@ const (
 	defaultSettle   = 10 * time.Minute
 	defaultAskAgain = 10 * time.Second
 
-	probeEvery = 250 * time.Millisecond
-	probeMax   = 8 // with the long one below sshd's MaxStartups, which begins to refuse at 10
+	probeEvery = 125 * time.Millisecond
+	probeMax   = 8 // as many as fall into probeShort; with the long one below sshd's MaxStartups, which begins to refuse at 10
 
 	// A port forwarded by a hypervisor accepts while the guest is down, and such a connection never comes
 	// alive: a short deadline finds the guest quickly. A guest that has said a word is given time.
-	probeShort   = 2 * time.Second
+	probeShort   = time.Second
 	probeTalking = 20 * time.Second
 	// One probe at a time is patient, for a guest that needs longer than the short deadline for its first word.
 	probeLong      = 20 * time.Second
-	probeLongEvery = 8
+	probeLongEvery = 16
 	// A handshake is work for a guest that is busy starting, and on an emulated one it takes seconds. While
 	// so many talk, a new one is begun only every slowEvery ticks.
 	probeCrowd = 2
-	slowEvery  = 4
+	slowEvery  = 8
 
 	probeBoot     = 30 * time.Second // from the login to the boot_id: PAM waits for a login manager that starts
 	stillUpNotice = time.Minute
@@ -239,10 +239,10 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 		_ = n.askReboot(pctx, spec.Cmd)
 	}
 	var talking atomic.Int64
-	probe := func(long bool) {
+	probe := func(long bool, short time.Duration) {
 		probes.Go(func() {
 			var said atomic.Bool
-			lim := limits{tcp: probeShort, handshake: probeShort, talking: probeTalking, alive: func() {
+			lim := limits{tcp: short, handshake: short, talking: probeTalking, alive: func() {
 				if said.CompareAndSwap(false, true) {
 					talking.Add(1)
 				}
@@ -263,17 +263,22 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 	start := time.Now()
 	told := false
 	last := errors.New("nothing was tried")
-	tick := time.NewTicker(probeEvery)
+	pace := c.pace(0)
+	tick := time.NewTicker(pace.every)
 	defer tick.Stop()
 	for n := 0; ; n++ {
+		if now := c.pace(time.Since(start)); now != pace {
+			pace = now
+			tick.Reset(pace.every)
+		}
 		switch {
 		case talking.Load() >= probeCrowd && n%slowEvery != 0:
 		case n%probeLongEvery == probeLongEvery-1 && !long:
 			long = true
-			probe(true)
+			probe(true, pace.short)
 		case short < probeMax:
 			short++
-			probe(false)
+			probe(false, pace.short)
 		}
 		for waiting := true; waiting; {
 			select {
@@ -303,6 +308,26 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 			}
 		}
 	}
+}
+
+// pace is how often a probe is begun, and how long one waits for a first word.
+type pace struct{ every, short time.Duration }
+
+// pace fits the probes to the guest. A handshake costs a guest processor time, and a port that a hypervisor
+// forwards lets every probe through at once when the guest's sshd comes up: on an emulated guest, which
+// needs seconds for one, probes at a fast guest's pace were seen to keep sshd so busy that none ever
+// ended, until it refused them (MaxStartups). The handshake of before the reboot tells what the guest can
+// do; one that takes long to come back is starting slowly, and is not hurried either.
+func (c *Conn) pace(waited time.Duration) pace {
+	cost := min(c.greeted, 5*time.Second) // a password may have been typed in it
+	p := pace{every: max(probeEvery, cost), short: max(probeShort, 4*cost)}
+	switch {
+	case waited > 2*time.Minute:
+		p = pace{max(p.every, 2*time.Second), max(p.short, 10*time.Second)}
+	case waited > 45*time.Second:
+		p = pace{max(p.every, 500*time.Millisecond), max(p.short, 4*time.Second)}
+	}
+	return p
 }
 
 // probe makes one connection and asks for the boot_id. Password prompts are not repeated: what was typed

@@ -197,3 +197,23 @@ esac`)
 		n.Close()
 	})
 }
+
+func TestProbesAreFittedToTheGuest(t *testing.T) {
+	fast, slow := Conn{greeted: 40 * time.Millisecond}, Conn{greeted: 3 * time.Second}
+	for _, tt := range []struct {
+		name   string
+		c      *Conn
+		waited time.Duration
+		want   pace
+	}{
+		{"a fast guest", &fast, 0, pace{probeEvery, probeShort}},
+		{"a fast guest that takes a minute", &fast, time.Minute, pace{500 * time.Millisecond, 4 * time.Second}},
+		{"a fast guest that does not come", &fast, 5 * time.Minute, pace{2 * time.Second, 10 * time.Second}},
+		{"an emulated guest", &slow, 0, pace{3 * time.Second, 12 * time.Second}},
+		{"an emulated guest that does not come", &slow, 5 * time.Minute, pace{3 * time.Second, 12 * time.Second}},
+	} {
+		if got := tt.c.pace(tt.waited); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}

@@ -71,15 +71,21 @@ const ContainerPassword = "lab password"
 // with 252; the manual names it as the reason for RestartForceExitStatus=133 in systemd-nspawn@.service.
 const containerRebooted = 133
 
+// containerCache is the directory that running guests and packages that guests fetched are in.
+func containerCache() (string, error) {
+	cache, err := DefaultCache()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "containers")
+	return dir, os.MkdirAll(dir, 0o700)
+}
+
 // StartContainer boots a guest from root and returns when its sshd answers with its own key. It must run as
 // root, where systemd-nspawn, overlay file systems and network name spaces work. ctx bounds the start only;
 // Close ends the guest.
 func StartContainer(ctx context.Context, root ContainerRoot, spec ContainerSpec) (*Container, error) {
 	cache, err := containerCache()
-	if err != nil {
-		return nil, err
-	}
-	mirror, err := findContainerMirror(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +102,7 @@ func StartContainer(ctx context.Context, root ContainerRoot, spec ContainerSpec)
 	close(c.off)
 	err = c.clear(ctx)
 	for _, step := range []func(context.Context) error{l.up, c.mount, c.personalise, c.joinGroups,
-		func(ctx context.Context) error { return c.serve(mirror, cache) }, c.PowerOn} {
+		func(ctx context.Context) error { return c.serve(cache) }, c.PowerOn} {
 		if err != nil {
 			break
 		}
@@ -123,10 +129,6 @@ func (c *Container) clear(ctx context.Context) error {
 		if mounted(m) {
 			errs = append(errs, command(ctx, "umount", "-l", m))
 		}
-	}
-	out, err := output(ctx, "losetup", "-n", "-O", "NAME", "-j", filepath.Join(c.dir, "disk.img"))
-	if err == nil && strings.TrimSpace(out) != "" {
-		errs = append(errs, command(ctx, "losetup", "-d", strings.TrimSpace(out)))
 	}
 	errs = append(errs, c.link.down(ctx))
 	if err := errors.Join(errs...); err != nil {
@@ -185,7 +187,7 @@ func (c *Container) personalise(context.Context) error {
 		os.WriteFile(guest("etc/ssh/ssh_host_ed25519_key"), hostPEM, 0o600),
 		os.WriteFile(guest("etc/ssh/ssh_host_ed25519_key.pub"), ssh.MarshalAuthorizedKey(hostKey), 0o644),
 		os.WriteFile(guest("etc/hosts"), []byte(hosts), 0o644),
-		os.WriteFile(guest("etc/apt/apt.conf.d/90lab"), []byte(proxy), 0o644),
+		os.WriteFile(guest("etc/apt/apt.conf.d/90lab"), []byte(proxy+c.root.mirror.conf()), 0o644),
 	); err != nil {
 		return err
 	}
@@ -254,12 +256,12 @@ func (c *Container) joinGroups(context.Context) error {
 // proxyPort is where a guest's apt finds the way out.
 const proxyPort = 3128
 
-func (c *Container) serve(mirror containerMirror, cache string) error {
+func (c *Container) serve(cache string) error {
 	packages := filepath.Join(cache, "packages")
 	if err := os.MkdirAll(packages, 0o700); err != nil {
 		return err
 	}
-	handlers := map[int]http.Handler{proxyPort: newMirrorProxy(mirror, packages)}
+	handlers := map[int]http.Handler{proxyPort: newMirrorProxy(c.root.mirror, packages)}
 	if port := c.spec.Forward; port != 0 {
 		target := &url.URL{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
 		handlers[port] = httputil.NewSingleHostReverseProxy(target)
@@ -590,6 +592,10 @@ func (c *Container) keepUpper(ctx context.Context, dir string) error {
 		if err := os.RemoveAll(filepath.Join(c.upper(), own)); err != nil {
 			return err
 		}
+	}
+	// Go's Rename refuses a directory in the way, also an empty one.
+	if err := os.Remove(dir); err != nil {
+		return err
 	}
 	return os.Rename(c.upper(), dir)
 }

@@ -13,106 +13,102 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
 
-// containerMirror is where the machine's own apt fetches Debian from. No mirror is named anywhere else.
-type containerMirror struct {
-	main     string // "http://mirror/debian"
-	security string // "" when the machine has no security archive
-}
-
-// findContainerMirror asks apt. It needs package lists that were fetched, or else the usual source files.
-func findContainerMirror(ctx context.Context) (containerMirror, error) {
-	out, err := output(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(CODENAME)|$(REPO_URI)", "Created-By: Packages")
-	if err != nil {
-		return containerMirror{}, err
-	}
-	var m containerMirror
-	for line := range strings.Lines(out) {
-		f := strings.Split(strings.TrimSpace(line), "|")
-		if len(f) != 3 || f[0] != "Debian" {
-			continue
-		}
-		uri := strings.TrimRight(f[2], "/")
-		switch {
-		case strings.HasSuffix(f[1], "-security"):
-			m.security = uri
-		case !strings.Contains(f[1], "-"):
-			m.main = uri
-		}
-	}
-	if m.main == "" {
-		return m, errors.New("this machine's apt names no Debian mirror: run apt-get update, on a Debian machine")
-	}
-	return m, nil
-}
+// containerMirror is where the machine's own apt fetches a suite from. No mirror is named anywhere else.
+type containerMirror struct{ apt *aptRoot }
 
 // sources are the lines of a stock sources.list.
-func (m containerMirror) sources(suite string) []string {
-	lines := []string{"deb " + m.main + " " + suite + " main", "deb " + m.main + " " + suite + "-updates main"}
-	if m.security != "" {
-		lines = append(lines, "deb "+m.security+" "+suite+"-security main")
-	}
-	for i, l := range lines {
-		// The proxy speaks TLS where the mirror does; a guest's own connection to it does not.
-		lines[i] = strings.Replace(l, "deb https://", "deb http://", 1)
-	}
-	return lines
-}
-
-func (m containerMirror) bootstrapSources(suite string) []string {
+func (m containerMirror) sources() []string {
 	var lines []string
-	for _, l := range m.sources(suite) {
-		u := strings.Fields(l)[1]
-		lines = append(lines, strings.Replace(l, u, m.scheme(u), 1))
+	for _, e := range m.apt.entries {
+		for _, uri := range e.uris {
+			for _, suite := range e.suites {
+				// The proxy speaks TLS where the mirror does; a guest's own connection to it does not.
+				lines = append(lines, "deb "+strings.Replace(uri, "https://", "http://", 1)+" "+suite+" main")
+			}
+		}
 	}
 	return lines
 }
 
-// scheme gives a guest's URL the scheme that the machine uses.
-func (m containerMirror) scheme(guest string) string {
-	for _, own := range []string{m.main, m.security} {
-		if rest, ok := strings.CutPrefix(own, "https://"); ok && strings.HasPrefix(strings.TrimPrefix(guest, "http://"), rest) {
-			return "https://" + strings.TrimPrefix(guest, "http://")
+// origin finds the machine's own source that a guest's URL stands for, and gives the URL its scheme.
+func (m containerMirror) origin(guest string) (string, bool) {
+	rest := strings.TrimPrefix(guest, "http://")
+	for _, e := range m.apt.entries {
+		for _, uri := range e.uris {
+			scheme, own, _ := strings.Cut(strings.TrimRight(uri, "/"), "://")
+			if strings.HasPrefix(rest, own+"/") {
+				return scheme + "://" + rest, true
+			}
 		}
 	}
-	return guest
+	return "", false
 }
 
-func (m containerMirror) hosts() []string {
-	var all []string
-	for _, own := range []string{m.main, m.security} {
-		if u, err := url.Parse(own); err == nil && u.Host != "" {
-			all = append(all, u.Host)
+// conf is what a guest's apt must know of the archive: everything of the machine's settings but the way to it.
+func (m containerMirror) conf() string {
+	var b strings.Builder
+	for line := range strings.Lines(m.apt.conf) {
+		if !strings.Contains(line, "::Proxy") {
+			b.WriteString(line)
 		}
 	}
-	return all
+	return b.String()
+}
+
+// proxySetting finds the machine's own proxy in what apt-config prints.
+var proxySetting = regexp.MustCompile(`(?m)^Acquire::(https?)::Proxy "([^"]+)";`)
+
+// transport goes the way that the machine's apt goes.
+func (m containerMirror) transport() *http.Transport {
+	proxies := map[string]string{}
+	for _, f := range proxySetting.FindAllStringSubmatch(m.apt.conf, -1) {
+		proxies[f[1]] = f[2]
+	}
+	return &http.Transport{ForceAttemptHTTP2: true, Proxy: func(r *http.Request) (*url.URL, error) {
+		switch p := proxies[r.URL.Scheme]; p {
+		case "":
+			return http.ProxyFromEnvironment(r)
+		case "DIRECT", "false":
+			return nil, nil
+		default:
+			return url.Parse(p)
+		}
+	}}
 }
 
 // mirrorProxy is a guest's way to the machine's own mirror, with packages kept in the cache.
 type mirrorProxy struct {
 	mirror   containerMirror
 	packages string // directory
+	client   *http.Client
 	rest     *httputil.ReverseProxy
 }
 
 func newMirrorProxy(mirror containerMirror, packages string) *mirrorProxy {
-	rest := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		if u, err := url.Parse(mirror.scheme(r.In.URL.String())); err == nil {
-			r.Out.URL, r.Out.Host = u, u.Host
-		}
-	}}
-	return &mirrorProxy{mirror: mirror, packages: packages, rest: rest}
+	transport := mirror.transport()
+	return &mirrorProxy{
+		mirror: mirror, packages: packages, client: &http.Client{Transport: transport},
+		rest: &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) {
+			own, _ := mirror.origin(r.In.URL.String())
+			if u, err := url.Parse(own); err == nil {
+				r.Out.URL, r.Out.Host = u, u.Host
+			}
+		}},
+	}
 }
 
 func (s *mirrorProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	own, ok := s.mirror.origin(r.URL.String())
 	switch {
-	case !slices.Contains(s.mirror.hosts(), r.URL.Host):
+	case !ok:
 		http.Error(w, "not a mirror of this machine", http.StatusForbidden)
 	case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, ".deb"):
-		s.servePackage(w, r)
+		s.servePackage(w, r, own)
 	default:
 		s.rest.ServeHTTP(w, r)
 	}
@@ -120,11 +116,10 @@ func (s *mirrorProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // servePackage answers from the cache. A package's file name holds its version and never changes content;
 // apt checks it by the signed lists all the same.
-func (s *mirrorProxy) servePackage(w http.ResponseWriter, r *http.Request) {
-	source := s.mirror.scheme(r.URL.String())
+func (s *mirrorProxy) servePackage(w http.ResponseWriter, r *http.Request, source string) {
 	sum := sha256.Sum256([]byte(source))
 	file := filepath.Join(s.packages, hex.EncodeToString(sum[:16])+".deb")
-	if _, err := os.Stat(file); err != nil {
+	if !exists(file) {
 		if err := s.fetch(r.Context(), source, file); err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
@@ -138,7 +133,7 @@ func (s *mirrorProxy) fetch(ctx context.Context, source, file string) error {
 	if err != nil {
 		return err
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := s.client.Do(req)
 	if err != nil {
 		return err
 	}
@@ -161,7 +156,7 @@ func (s *mirrorProxy) fetch(ctx context.Context, source, file string) error {
 // link is one guest's network: a name space whose only way out is a veth pair to this machine.
 type link struct {
 	index       int
-	lock        *os.File
+	lock        io.Closer
 	host, guest net.IP
 	netns, veth string
 }
@@ -194,7 +189,9 @@ func reserveLink(cache string) (*link, error) {
 		if !taken {
 			return l, nil
 		}
-		f.Close()
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
 	}
 	return nil, errors.New("no free address for a guest in 198.18.0.0/16")
 }

@@ -71,12 +71,14 @@ func Clean(cache string) error {
 }
 
 // guestPackages is what the guest has from the start: what a cloud image of
-// Debian has and the product relies on, with the full kernel for nouveau.
-// Compiler, headers and dkms are left for the product to install.
+// Debian has and the product relies on, with the full kernel for nouveau, and
+// the compiler, whose packages take minutes to unpack under emulation. Headers
+// and dkms are left for the product to install; container guests, which unpack
+// at native speed, start without a compiler too.
 var guestPackages = []string{
 	"linux-image-amd64", "grub-pc", "initramfs-tools", "zstd", "systemd-sysv", "libpam-systemd", "dbus",
 	"openssh-server", "sudo", "pciutils", "kmod", "iproute2", "ca-certificates", "curl", "wget", "gnupg",
-	"locales", "bash-completion", "python3",
+	"locales", "bash-completion", "python3", "gcc", "make", "dpkg-dev", "patch",
 }
 
 func (s Spec) normal() (Spec, error) {
@@ -132,7 +134,7 @@ func Build(ctx context.Context, spec Spec) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("base system: %w", err)
 	}
-	inputs := [][]byte{[]byte(base), []byte(fmt.Sprint(spec.RealDriver, spec.Components)), []byte(keys.AuthorizedKey), []byte(keys.HostPublicKey)}
+	inputs := [][]byte{[]byte(base), []byte(strings.Join(spec.Components, " ")), []byte(keys.AuthorizedKey), []byte(keys.HostPublicKey)}
 	for _, dir := range []string{"guest", "fakegpu"} {
 		sum, err := hashTree(labfiles.FS, dir)
 		if err != nil {
@@ -140,13 +142,17 @@ func Build(ctx context.Context, spec Spec) (Image, error) {
 		}
 		inputs = append(inputs, sum)
 	}
-	kind := "image-" + spec.Suite
+	kind, driverDir := "image-"+spec.Suite, ""
 	if spec.RealDriver {
 		kind += "-nvidia"
+		if driverDir, err = driverModules(ctx, spec, apt, base); err != nil {
+			return Image{}, fmt.Errorf("debian's nvidia modules: %w", err)
+		}
+		inputs = append(inputs, []byte(driverDir))
 	}
 	dir, err := artifact(ctx, spec.Cache, hashed(kind, inputs...), func(dir string) error {
 		start := time.Now()
-		if err := buildImage(ctx, spec, apt, imageInput{dir: dir, base: baseDir, keys: keys}); err != nil {
+		if err := buildImage(ctx, spec, apt, imageInput{dir: dir, base: baseDir, driver: driverDir, keys: keys}); err != nil {
 			return err
 		}
 		spec.Progress("guest image", time.Since(start))
@@ -166,13 +172,51 @@ func Build(ctx context.Context, spec Spec) (Image, error) {
 }
 
 func buildBase(ctx context.Context, spec Spec, apt *aptRoot, dir string) error {
-	return run(ctx, spec.Log, dir, "mmdebstrap", "--variant=important",
-		"--include="+strings.Join(guestPackages, ","), "--aptopt="+apt.confPath,
+	// The kernel's own postinst would make an initramfs that build-image.sh
+	// makes again; INITRD=No is how it is told not to.
+	return run(ctx, spec.Log, dir, "env", "INITRD=No", "mmdebstrap", "--variant=important",
+		"--include="+strings.Join(guestPackages, ","), "--aptopt="+apt.confPath, "--dpkgopt=force-unsafe-io",
 		spec.Suite, filepath.Join(dir, "root.tar"), apt.sourcesPath)
+}
+
+// driverModules builds Debian's nvidia modules for the base system's kernel.
+// They have an artifact of their own because the build takes minutes.
+func driverModules(ctx context.Context, spec Spec, apt *aptRoot, base string) (string, error) {
+	version, err := apt.candidate(ctx, "nvidia-kernel-dkms")
+	if err != nil {
+		return "", err
+	}
+	script, err := fs.ReadFile(labfiles.FS, "guest/build-driver.sh")
+	if err != nil {
+		return "", err
+	}
+	return artifact(ctx, spec.Cache, hashed("nvidia-"+spec.Suite, []byte(base), []byte(version), script), func(dir string) error {
+		start := time.Now()
+		for name, text := range map[string]string{"build-driver.sh": string(script), "build.sources": apt.sources, "build.conf": apt.conf} {
+			if err := writeFile(filepath.Join(dir, name), text, 0o644); err != nil {
+				return err
+			}
+		}
+		if err := os.Link(filepath.Join(spec.Cache, base, "root.tar"), filepath.Join(dir, "root.tar")); err != nil {
+			return err
+		}
+		if err := runMounting(ctx, spec.Log, dir, "build-driver.sh"); err != nil {
+			return err
+		}
+		spec.Progress("debian's nvidia modules", time.Since(start))
+		return nil
+	})
+}
+
+// runMounting runs a script on its own directory in a mount name space of its
+// own, whose mounts vanish with the last process in it.
+func runMounting(ctx context.Context, log io.Writer, dir, script string) error {
+	return run(ctx, log, dir, "unshare", "--mount", "--propagation", "private", "sh", filepath.Join(dir, script), dir)
 }
 
 type imageInput struct {
 	dir, base string
+	driver    string // directory of build-driver.sh's result, or ""
 	keys      Keys
 }
 
@@ -205,18 +249,15 @@ func buildImage(ctx context.Context, spec Spec, apt *aptRoot, in imageInput) err
 	if err := os.Link(filepath.Join(in.base, "root.tar"), filepath.Join(in.dir, "root.tar")); err != nil {
 		return err
 	}
-	real := "0"
-	if spec.RealDriver {
-		real = "1"
+	if in.driver != "" {
+		if err := os.Link(filepath.Join(in.driver, "dkms.tar"), filepath.Join(in.dir, "dkms.tar")); err != nil {
+			return err
+		}
 	}
-	// Mounts of a name space of its own vanish with the last process in it.
-	err := run(ctx, spec.Log, in.dir, "env", "REAL_DRIVER="+real,
-		"unshare", "--mount", "--propagation", "private",
-		"sh", filepath.Join(in.dir, "guest", "build-image.sh"), in.dir)
-	if err != nil {
+	if err := runMounting(ctx, spec.Log, in.dir, "guest/build-image.sh"); err != nil {
 		return err
 	}
-	for _, name := range []string{"root.tar", "upper", "ovl", "mnt", "build", "modules", "real", "ssh"} {
+	for _, name := range []string{"root.tar", "upper", "ovl", "mnt", "build", "modules", "dkms.tar", "ssh"} {
 		if err := os.RemoveAll(filepath.Join(in.dir, name)); err != nil {
 			return err
 		}

@@ -9,7 +9,7 @@
 # WORK holds root.tar, the guest's sources.list.d/ and apt.conf, build.sources and
 # build.conf for the work done here, fakegpu/ and ssh/ (host key and
 # authorized_keys); it takes disk.raw and kernel (the kernel's version).
-# REAL_DRIVER=1 adds Debian's own nvidia modules, built here for that kernel.
+# A dkms.tar in WORK, from build-driver.sh, is unpacked over the root.
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 work=$1
@@ -44,7 +44,9 @@ say "disk and file system"
 truncate -s "$disk_size" disk.raw
 printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk -q disk.raw
 loop=$(losetup -f --show disk.raw)
-partx -a "$loop" # also works where the host's kernel does not scan partitions itself
+# partx works where the host's kernel does not scan partitions itself; the second
+# form is for a kernel that has done so in the meantime.
+partx -a "$loop" || partx -u "$loop"
 part=${loop}p1
 mkfs.ext4 -q -F "$part"
 mkdir -p mnt build upper ovl
@@ -57,6 +59,7 @@ say "sources of packages"
 rm -f mnt/etc/apt/sources.list mnt/etc/apt/sources.list.d/* mnt/etc/apt/apt.conf.d/99mmdebstrap
 cp sources.list.d/* mnt/etc/apt/sources.list.d/
 cp apt.conf mnt/etc/apt/apt.conf.d/90lab
+echo 'Acquire::Languages "none";' >>mnt/etc/apt/apt.conf.d/90lab
 
 # The compiler and the headers are installed over the root, not in it: the guest
 # is to fetch its own, as a stock one must.
@@ -77,23 +80,13 @@ cp -r fakegpu build/tmp/fakegpu
 chroot build make -s -C "/lib/modules/$kernel/build" M=/tmp/fakegpu modules
 mkdir -p modules
 cp build/tmp/fakegpu/fakegpu.ko modules/
-if [ "${REAL_DRIVER:-}" = 1 ]; then
-	say "Debian's nvidia modules for $kernel"
-	# dkms builds for the running kernel unless told otherwise; its postinst
-	# finds no headers for that one, builds for those it has, and goes on.
-	chroot build apt-get -q -y --no-install-recommends install nvidia-kernel-dkms ||
-		chroot build dpkg --configure -a || true
-	chroot build dkms autoinstall -k "$kernel"
-	mkdir -p real
-	tar -C build -cf real/dkms.tar var/lib/dkms "lib/modules/$kernel/updates"
-fi
 unbind build
 umount build
 
 say "settings of the guest"
 mkdir -p "mnt/lib/modules/$kernel/updates"
 cp modules/fakegpu.ko "mnt/lib/modules/$kernel/updates/"
-if [ -f real/dkms.tar ]; then tar -C mnt -xf real/dkms.tar; fi
+if [ -f dkms.tar ]; then tar -C mnt -xf dkms.tar; fi
 echo fakegpu >mnt/etc/modules-load.d/fakegpu.conf
 uuid=$(blkid -s UUID -o value "$part")
 echo "UUID=$uuid / ext4 errors=remount-ro 0 1" >mnt/etc/fstab
@@ -134,9 +127,9 @@ cp mnt/etc/initramfs-tools/modules modules/initramfs-modules
 printf '%s\n' fakegpu >>mnt/etc/initramfs-tools/modules
 cp mnt/etc/initramfs-tools/modules modules/kept
 printf '%s\n' virtio_pci virtio_blk virtio_net ext4 crc32c_generic crc32c_intel >>mnt/etc/initramfs-tools/modules
-chroot mnt update-initramfs -u -k "$kernel"
+chroot mnt update-initramfs -c -k "$kernel"
 cp modules/kept mnt/etc/initramfs-tools/modules
-sed -i 's/^MODULES=.*/MODULES=dep/' mnt/etc/initramfs-tools/initramfs.conf
+sed -i -e 's/^MODULES=.*/MODULES=dep/' -e '/^COMPRESS=/a COMPRESSLEVEL=1' mnt/etc/initramfs-tools/initramfs.conf
 
 say "boot loader"
 sed -i -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200 net.ifnames=0"/' \
