@@ -54,9 +54,9 @@ type kernelDir struct {
 // which section and line; a section that is missing, or that the guest could not answer, goes to
 // Facts.Unknown with the reason.
 func Parse(raw []byte) (Facts, error) {
-	sections, err := split(raw)
+	sections, err := split(raw, head)
 	if err != nil {
-		return Facts{}, err
+		return Facts{}, fmt.Errorf("facts: %w", err)
 	}
 	r := &reader{sections: sections, files: map[string][]string{}, id: map[string]string{}, modules: map[string][]string{}}
 	for _, part := range []struct {
@@ -101,7 +101,7 @@ func Parse(raw []byte) (Facts, error) {
 }
 
 // split cuts the output into sections and checks the framing.
-func split(raw []byte) (map[string]*section, error) {
+func split(raw []byte, head string) (map[string]*section, error) {
 	sections := map[string]*section{}
 	var current *section
 	began, ended := false, false
@@ -117,40 +117,40 @@ func split(raw []byte) (map[string]*section, error) {
 				continue
 			}
 			if l != head {
-				return nil, fmt.Errorf("facts: line %d: not the output of facts.sh: %.60q in place of %q", no, l, head)
+				return nil, fmt.Errorf("line %d: %.60q in place of %q", no, l, head)
 			}
 			began = true
 		case ended:
 			if strings.TrimSpace(l) != "" {
-				return nil, fmt.Errorf("facts: line %d: %.60q after the end mark", no, l)
+				return nil, fmt.Errorf("line %d: %.60q after the end mark", no, l)
 			}
 		case l == "== end":
 			ended = true
 		case !whole:
 			// The last line has no end: it was cut in the middle and says nothing sure.
-			return nil, fmt.Errorf("facts: line %d: %w", no, ErrTruncated)
+			return nil, fmt.Errorf("line %d: %w", no, ErrTruncated)
 		case strings.HasPrefix(l, "== "):
 			name := l[3:]
 			if sections[name] != nil {
-				return nil, fmt.Errorf("facts: line %d: section %.60q twice", no, name)
+				return nil, fmt.Errorf("line %d: section %.60q twice", no, name)
 			}
 			current = &section{}
 			sections[name] = current
 		case current == nil:
-			return nil, fmt.Errorf("facts: line %d: %.60q outside any section", no, l)
+			return nil, fmt.Errorf("line %d: %.60q outside any section", no, l)
 		case strings.HasPrefix(l, "|"):
 			current.lines = append(current.lines, line{no, l[1:]})
 		case strings.HasPrefix(l, "!"):
 			current.reasons = append(current.reasons, l[1:])
 		default:
-			return nil, fmt.Errorf("facts: line %d: %.60q is neither a section, nor a line of one", no, l)
+			return nil, fmt.Errorf("line %d: %.60q is neither a section, nor a line of one", no, l)
 		}
 	}
 	if !began {
-		return nil, fmt.Errorf("facts: no output of facts.sh: %w", ErrTruncated)
+		return nil, fmt.Errorf("no output of the script: %w", ErrTruncated)
 	}
 	if !ended {
-		return nil, fmt.Errorf("facts: %d lines: %w", no, ErrTruncated)
+		return nil, fmt.Errorf("%d lines: %w", no, ErrTruncated)
 	}
 	return sections, nil
 }
@@ -291,7 +291,7 @@ func (r *reader) readPCI(s section) error {
 		case w[0] == "o":
 			p.Override = strings.Join(w[1:], "\t")
 		case w[0] == "r" && len(w) == 5:
-			b, err := bar(w[1:])
+			b, err := ParseBAR(w[1:])
 			if err != nil {
 				return fmt.Errorf("line %d: %w", l.no, err)
 			}
@@ -311,8 +311,8 @@ func (r *reader) readPCI(s section) error {
 	return nil
 }
 
-// bar reads index, start, end and flags of a resource line.
-func bar(w []string) (BAR, error) {
+// ParseBAR reads index, start, end and flags of a resource line, four words.
+func ParseBAR(w []string) (BAR, error) {
 	index, err := strconv.Atoi(w[0])
 	if err != nil {
 		return BAR{}, err
