@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 
 	"gpuguest/internal/choice"
@@ -22,6 +23,7 @@ func work(ctx context.Context, args []string, out io.Writer) error {
 	config := func(host string) guest.Config {
 		return guest.Config{Host: host, SSHConfig: args[1], Home: os.TempDir()}
 	}
+	debug.SetGCPercent(50) // as cmd/gpuguest does
 	switch name, rest := args[0], args[2:]; {
 	case name == "scripts" && len(rest) == 1:
 		var w choice.Want

@@ -44,7 +44,7 @@ const (
 	// a message (SFTP_MAX_MSG_LENGTH in sftp-common.h).
 	sftpPacket = 261120
 	// sftpAhead requests in flight for each of two writers on a channel cover sshd's 2 MiB channel window.
-	sftpAhead = 6
+	sftpAhead = 5
 
 	windowBytes     = 2 << 20 // sshd's channel window: what one stream can have under way
 	assumedRate     = 300e6   // bytes a second that the way to a guest may carry
