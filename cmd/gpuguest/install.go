@@ -67,6 +67,7 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 			if err := checkWant(w); err != nil {
 				return err
 			}
+			w = settle(w)
 			w.Reboot = b.reboot
 			files := make(map[string]string)
 			if keyring != "" {

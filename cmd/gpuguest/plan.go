@@ -36,6 +36,7 @@ is asked which steps are met already; with --facts a recording is planned for an
 			if err := checkWant(w); err != nil {
 				return err
 			}
+			w = settle(w)
 			if a.json {
 				format = "json"
 			}

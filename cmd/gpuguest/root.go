@@ -232,6 +232,15 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	}
 }
 
+// settle fills in what one flag says of another: a keyring's checksum names NVIDIA's repository, so a mirror
+// beside it is that repository's and never the distribution's.
+func settle(w choice.Want) choice.Want {
+	if w.KeyringSHA256 != "" {
+		w.Source = choice.SourceNVIDIA
+	}
+	return w
+}
+
 // checkWant refuses words that no choice is made of, before anybody is dialled.
 func checkWant(w choice.Want) error {
 	for _, v := range []struct{ flag, value, one, other string }{
@@ -247,6 +256,9 @@ func checkWant(w choice.Want) error {
 		if arg == "" || strings.ContainsAny(arg, " \t\n\"'\\$`") {
 			return fmt.Errorf("--kernel-arg %q: one word without quotes, blanks, backslashes or $", arg)
 		}
+	}
+	if w.KeyringSHA256 != "" && w.Source == choice.SourceDistro {
+		return errors.New("--keyring-sha256 goes with NVIDIA's repository, --source distro does without it")
 	}
 	if len(w.Devices) > 0 && !w.NoGPU {
 		return errors.New("--device needs --no-gpu: a guest with a GPU tells its own")
