@@ -26,7 +26,6 @@ func init() {
 			}
 			if in.Facts.Secure.State == "enabled" {
 				script = append(script,
-					`signer=$(ask signer)`,
 					`[ -n "$signer" ] || { echo "Secure Boot is on and the $name module is not signed: the next kernel would reject it"; exit 1; }`,
 					`echo "signed by $signer"`)
 			}
