@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-container test-vm test-vm-more lint bench deps clean
+.PHONY: build demo test test-fast test-container test-vm lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -19,7 +19,7 @@ deps: build ## what the lab, the linters and the benchmarks need on this machine
 demo: deps ## the main job, whole: build a guest with a pretend GPU, install the driver in it over SSH, show the proof
 	bin/guestlab run -- sh testdata/lab/demo.sh
 
-test: lint test-fast test-container test-vm ## every tier that has been seen to pass
+test: lint test-fast test-container ## every tier that has been seen to pass
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
@@ -27,12 +27,10 @@ test-fast: ## pure and in-process tiers: no root, no network, under a minute
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
 
-test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU: the main job there and back
-	GPUGUEST_LAB=1 $(GO) test -count=1 -timeout 50m -run '^TestVMInstallAndBack' ./cmd/gpuguest
-
-# Not yet part of "make test": none of these has been seen to pass from beginning to end.
-test-vm-more: deps ## power cuts in QEMU, and NVIDIA's real module against the pretend GPU
-	GPUGUEST_LAB=1 $(GO) test -count=1 -parallel 2 -timeout 80m -run '^TestVM(PowerCut|RealDriver)' ./cmd/gpuguest
+# Not yet part of "make test": the main job there and back was seen to pass but for the test's own last
+# comparison, which was mended since; power cuts and NVIDIA's real module have not been seen to the end.
+test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU
+	GPUGUEST_LAB=1 $(GO) test -count=1 -parallel 2 -timeout 80m -run '^TestVM' ./cmd/gpuguest
 
 lint: deps
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "gofmt these"; exit 1; }
