@@ -2,17 +2,15 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"gpuguest/internal/choice"
+	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
@@ -98,21 +96,8 @@ func (a *app) makePlan(ctx context.Context, recording string, w choice.Want) (fa
 	if err != nil || conn == nil {
 		return f, nil, p, err
 	}
-	outcomes, err := askChecks(ctx, conn, p)
+	outcomes, _, err := engine.Check(ctx, conn, p.Items())
 	return f, outcomes, p, err
-}
-
-func askChecks(ctx context.Context, conn *guest.Conn, p plan.Plan) (map[steps.ID]plan.Outcome, error) {
-	b := make([]byte, 12)
-	if _, err := rand.Read(b); err != nil {
-		return nil, err
-	}
-	nonce := "--" + hex.EncodeToString(b)
-	res, err := conn.Run(ctx, guest.Command{Script: plan.Checks(p.Items(), nonce), Timeout: 10 * time.Minute})
-	if err != nil {
-		return nil, err
-	}
-	return plan.ParseChecks(string(res.Stdout), nonce), nil
 }
 
 func readRecording(path string, stdin io.Reader) ([]byte, error) {

@@ -278,19 +278,28 @@ func (r *run) release() {
 	}
 }
 
-// check asks every item's check in one command.
-func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
+// Check asks every item's check in one command and changes nothing. It returns what each said, by step, and
+// the guest's whole answer.
+func Check(ctx context.Context, conn *guest.Conn, items []plan.Item) (map[steps.ID]plan.Outcome, []byte, error) {
 	nonce, err := newNonce()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	res, err := conn.Run(ctx, guest.Command{Script: plan.Checks(items, nonce), Timeout: 10 * time.Minute})
+	if err != nil {
+		return nil, nil, err
+	}
+	return plan.ParseChecks(string(res.Stdout), nonce), res.Stdout, nil
+}
+
+func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
 	began := time.Now()
-	res, err := r.conn.Run(ctx, guest.Command{Script: plan.Checks(items, nonce), Timeout: 10 * time.Minute})
+	outcomes, raw, err := Check(ctx, r.conn, items)
 	r.inGuest += time.Since(began)
 	if err != nil {
 		return nil, err
 	}
-	return plan.ParseChecks(string(res.Stdout), nonce), r.keep("checks", res.Stdout)
+	return outcomes, r.keep("checks", raw)
 }
 
 func newNonce() (string, error) {

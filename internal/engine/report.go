@@ -13,7 +13,6 @@ const (
 	Met     = "met"     // it was so already
 	Changed = "changed" // it was brought about in this run
 	Failed  = "failed"
-	Skipped = "skipped" // the run ended before it
 )
 
 // Report is the result of one run on one guest. Its names are part of the interface.
