@@ -7,7 +7,7 @@ import (
 )
 
 // readySeconds is how long the guest's own first-boot work and package runs may take. An unattended
-// upgrade on a fresh cloud guest has been seen to hold the lock for minutes; a run that holds it for ten
+// upgrade on a fresh cloud guest may hold the lock for minutes; that ten are enough is an estimate, and one that holds it for ten
 // is stuck, and a person should know.
 const readySeconds = 600
 

@@ -5,9 +5,10 @@ import (
 	"path"
 )
 
-// A driver with its DKMS build tree, compiler and headers takes about 2.5 GB of /usr and /var, measured on
-// Debian 12 with NVIDIA's 535 packages; a second initramfs takes up to 150 MB of /boot with the GPU's
-// firmware in it (pop-os/pop#3593 reports 132 MiB).
+// needed is what must be free before an installation begins, in bytes. The figures for /usr, /var and /tmp
+// are estimates with room to spare for compiler, headers, a DKMS build tree and downloaded packages; nobody
+// has measured them. /boot must take a second initramfs with the GPU's firmware in it (pop-os/pop#3593
+// reports 132 MiB more).
 var needed = map[string]uint64{
 	"/usr":  2 << 30,
 	"/var":  1 << 30,

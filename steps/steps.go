@@ -115,7 +115,8 @@ func foreign(in Input) []string {
 }
 
 // claimed tells whether a driver that is to be blocked holds a GPU or is loaded now, so that only a boot
-// frees it for certain: unloading nouveau under a console hangs or fails (field report: open consoles).
+// frees it for certain: unloading nouveau was seen to take 15 s and to complain ("failed to idle channel") even
+// on the lab's pretend GPU.
 func claimed(in Input) bool {
 	if len(foreign(in)) > 0 {
 		return true
