@@ -7,8 +7,8 @@ import (
 )
 
 // readySeconds is how long the guest's own first-boot work and package runs may take. An unattended
-// upgrade on a fresh cloud guest may hold the lock for minutes; that ten are enough is an estimate, and one that holds it for ten
-// is stuck, and a person should know.
+// upgrade on a fresh cloud guest may hold the lock for minutes; one that holds it for ten is taken to be
+// stuck, and a person should know. Ten is an estimate.
 const readySeconds = 600
 
 func init() {
