@@ -449,7 +449,7 @@ static int compile(struct gpu *g)
 /* vector runs a kernel whose every result is checked by the CPU. */
 static int vector(struct gpu *g)
 {
-	uint32_t n = 1u << 20, i;
+	uint32_t n = 1u << 18, i;
 	size_t size = n * sizeof(float);
 	CUdeviceptr a, b, c;
 	float *x = malloc(3 * size), *y = x + n, *z = y + n;
@@ -487,7 +487,7 @@ static int vector(struct gpu *g)
 		float want_ = (float)(i % 1021) * (float)((i * 7u) % 1019) + (float)(i % 1021);
 
 		if (z[i] != want_) {
-			failed(&g->failures, "kernel-result", "element %u of the vector kernel's result is %.1f and must be %.1f", i, z[i], want_);
+			failed(&g->failures, "kernel-result", "element %u of the vector kernel's result is %.9g and must be %.9g", i, z[i], want_);
 			goto out;
 		}
 	}
@@ -1224,7 +1224,7 @@ static void supervise(pid_t child, double deadline)
 		nanosleep(&pause, NULL);
 	}
 	if (WIFSIGNALED(status)) {
-		snprintf(how, sizeof(how), "died of signal %d", WTERMSIG(status));
+		snprintf(how, sizeof(how), "the probe died of signal %d", WTERMSIG(status));
 		unfinished("crash", how);
 	}
 }
