@@ -221,6 +221,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.BoolVar(&w.HoldKernel, "hold-kernel", false, "put the guest's kernel packages on hold")
 	f.BoolVar(&w.NoGPU, "no-gpu", false, "the guest has no GPU now: install and prove what can be proved")
 	f.StringArrayVar(&w.Devices, "device", nil, "with --no-gpu: a GPU to decide for, `ID`, as in 10de:1eb8; may be given more than once")
+	f.BoolVar(&w.WithoutCUDA, "without-cuda", false, "leave the proof of CUDA out, and its probe: for a guest that shall only have a driver")
 	f.StringVar(&w.As, "as", "", "treat the guest as this `DISTRIBUTION`: debian:12")
 	f.DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
 	for name, words := range map[string][]string{

@@ -43,6 +43,8 @@ type Want struct {
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"
 	As            string   // treat the guest as this distribution, "debian:12"
 	Reboot        string   // RebootIfNeeded unless said otherwise
+	WithoutCUDA   bool     // leave the proof of CUDA out: a guest that shall only have a driver
+	With          []string // of NVIDIA's own programs, those that are to be run as proofs too: "deviceQuery"
 
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -201,4 +202,22 @@ func (r Report) Why() string {
 		lines = []string{r.Tool + " says " + r.Result}
 	}
 	return strings.Join(lines, "\n")
+}
+
+// Advice says what to do about what failed, once each and a line each, where no CUDA error stands in the text that a
+// person is shown: those are looked up where the whole text is. It is empty for a report that passed.
+func (r Report) Advice() string {
+	if r.Result == Pass {
+		return ""
+	}
+	var all []string
+	for _, f := range r.Failures {
+		if f.Advice != "" && f.Code == 0 && !slices.Contains(all, f.Advice) {
+			all = append(all, f.Advice)
+		}
+	}
+	if len(all) == 0 {
+		return "CUDA is not proved"
+	}
+	return strings.Join(all, "\n")
 }
