@@ -41,34 +41,33 @@ func init() {
 		},
 		Apply: func(in Input) []action.Action {
 			p := probePath()
-			acts := []action.Action{action.Write{Path: p + ".c", Data: []byte(assets.Probe)}}
+			missing := "false"
 			if len(in.Distro.Compiler) > 0 {
-				acts = append(acts, action.Run{
-					Title: "see that there is a C compiler", Packages: true,
-					Script: lines(
-						compileProbe,
-						`t=$(mktemp -d)`,
-						`trap 'rm -rf "$t"' EXIT`,
-						`if ! compile `+p+`.c "$t/probe" "$t/log"; then`,
-						`	echo "install" `+sh.Join(in.Distro.Compiler...),
-						in.Distro.Packages.Quiet(installPackages(in, in.Distro.Compiler...)),
-						`fi`),
-				})
+				missing = lines(
+					`echo "gpuguest: install "`+sh.Join(in.Distro.Compiler...),
+					in.Distro.Packages.Quiet(installPackages(in, in.Distro.Compiler...)),
+					`	compile "$p.c" "$p.gpuguest-tmp" "$log"`)
 			}
-			return append(acts, action.Run{Title: "compile the probe", Script: lines(
-				compileProbe,
-				`p=`+p,
-				`log=$S/cuda-probe.log`,
-				`keep "$p"`,
-				`compile "$p.c" "$p.gpuguest-tmp" "$log" || { cat "$log"; rm -f "$p.gpuguest-tmp" "$log"; exit 1; }`,
-				`rm -f "$log"`,
-				`chmod 0755 "$p.gpuguest-tmp"`,
-				`flush "$p.gpuguest-tmp"`,
-				`mv -f "$p.gpuguest-tmp" "$p"`,
-				// Those of other versions of gpuguest; the ledger knows all of them.
-				`for old in "${p%-*}"-*; do`,
-				`	case $old in "$p"|"$p.c") ;; *) rm -f "$old" ;; esac`,
-				`done`)})
+			return []action.Action{
+				action.Write{Path: p + ".c", Data: []byte(assets.Probe)},
+				action.Run{Title: "compile the probe", Packages: true, Script: lines(
+					compileProbe,
+					`p=`+p,
+					`log=$S/cuda-probe.log`,
+					`keep "$p"`,
+					// What compiles is taken as it is: to install a compiler that is there would upgrade it.
+					`if ! compile "$p.c" "$p.gpuguest-tmp" "$log"; then`,
+					missing+` || { cat "$log"; rm -f "$p.gpuguest-tmp" "$log"; exit 1; }`,
+					`fi`,
+					`rm -f "$log"`,
+					`chmod 0755 "$p.gpuguest-tmp"`,
+					`flush "$p.gpuguest-tmp"`,
+					`mv -f "$p.gpuguest-tmp" "$p"`,
+					// Those of other versions of gpuguest; the ledger knows all of them.
+					`for old in "${p%-*}"-*; do`,
+					`	case $old in "$p"|"$p.c") ;; *) rm -f "$old" ;; esac`,
+					`done`)},
+			}
 		},
 		Hint: "the probe needs a C compiler and the C library's headers in the guest; --without-cuda leaves the proof of CUDA out",
 	})

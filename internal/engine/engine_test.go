@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -363,6 +364,26 @@ func TestFailedProofIsAVerificationError(t *testing.T) {
 	var step *engine.StepError
 	if !errors.As(err, &step) || !step.Verify || !strings.Contains(step.What, "BAR1 is 0M") {
 		t.Fatalf("error %v", err)
+	}
+}
+
+// TestWhatAProofFoundIsInTheReport: data goes into the report as JSON and not into what a person is shown, and
+// a proof that finds a failure in its data has failed.
+func TestWhatAProofFoundIsInTheReport(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	proof := func(id, why string) plan.Item {
+		return plan.Item{ID: steps.ID(id), Title: "prove", Fresh: true, Check: "echo shown\necho '" + steps.DataMark + id + "'",
+			Read: func(data string) (json.RawMessage, string) { return json.RawMessage(`{"is":"` + data + `"}`), why }}
+	}
+	r, err := l.run(l.config(l.touch("one", false), proof("good", ""), proof("bad", "but no")))
+	var step *engine.StepError
+	if !errors.As(err, &step) || step.Step != "bad" || step.What != "shown\nbut no" {
+		t.Fatalf("error %v", err)
+	}
+	raw, err := json.Marshal(r.Steps[1:])
+	if want := `[{"id":"good","title":"prove","state":"met","detail":"shown","data":{"is":"good"}},{"id":"bad","title":"prove","state":"failed","detail":"shown\nbut no","data":{"is":"bad"}}]`; err != nil || string(raw) != want {
+		t.Errorf("%v\ngot  %s\nwant %s", err, raw, want)
 	}
 }
 

@@ -266,6 +266,43 @@ func TestChecksTellEachOutcomeAndPassOverFreshOnes(t *testing.T) {
 	}
 }
 
+// TestDataOfACheckIsReadAndNotShown: what a check prints for programs goes to Read, which may find that the
+// check is not met after all, and what is no JSON goes nowhere.
+func TestDataOfACheckIsReadAndNotShown(t *testing.T) {
+	read := func(report, why string) func(string) (json.RawMessage, string) {
+		return func(data string) (json.RawMessage, string) {
+			if data != "{\n  }" {
+				t.Errorf("read %q", data)
+			}
+			return json.RawMessage(report), why
+		}
+	}
+	const mark = steps.DataMark
+	items := []Item{
+		{ID: "met", Check: "echo fine\necho '" + mark + "{'\necho '" + mark + "  }'\necho more", Read: read(`{"a":1}`, "")},
+		{ID: "found", Check: "echo fine\nprintf '%s\\n' '" + mark + "{' '" + mark + "  }'", Read: read(`{"a":2}`, "but no")},
+		{ID: "broken", Check: "printf '%s\\n' '" + mark + "{' '" + mark + "  }'", Read: read(`{"a":`, "")},
+		{ID: "nobody", Check: "echo '" + mark + "{}'"},
+		{ID: "none", Check: "echo fine", Read: func(string) (json.RawMessage, string) { t.Error("read what is not there"); return nil, "" }},
+	}
+	out, err := exec.Command("/bin/sh", "-c", Checks(items, "--nonce")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got := Judge(items, ParseChecks(string(out), "--nonce"))
+	for id, want := range map[steps.ID]Outcome{
+		"met":    {ID: "met", Met: true, Why: "fine\nmore", Data: `{"a":1}`},
+		"found":  {ID: "found", Why: "fine\nbut no", Data: `{"a":2}`},
+		"broken": {ID: "broken", Met: true},
+		"nobody": {ID: "nobody", Met: true},
+		"none":   {ID: "none", Met: true, Why: "fine"},
+	} {
+		if got[id] != want {
+			t.Errorf("%s: %+v, want %+v", id, got[id], want)
+		}
+	}
+}
+
 func FuzzParseChecks(f *testing.F) {
 	f.Add("fine\n--nonce one 0\n", "--nonce")
 	f.Add("--nonce", "--nonce")

@@ -309,7 +309,7 @@ int cuLaunchKernel(struct function *f, unsigned int gx, unsigned int gy, unsigne
 int cuMemGetInfo_v2(size_t *free_, size_t *total)
 {
 	/* Little, so that a guest under emulation is not kept busy for long. */
-	*free_ = (size_t)32 << 20;
+	*free_ = (size_t)16 << 20;
 	*total = (size_t)chip[current ? current->device : 0]->mib << 20;
 	return SUCCESS;
 }
