@@ -90,7 +90,7 @@ func init() {
 			}
 			return marshal(r), r.Advice()
 		},
-		Hint: "gcc and the C library's headers make the probe (gpuguest install brings them); --without-cuda leaves the proof of CUDA out",
+		Hint: "what helps stands beside each failure; a compiler for the probe is brought by gpuguest install; --without-cuda leaves the proof of CUDA out",
 	})
 }
 

@@ -41,7 +41,7 @@ func sampleAt(tool string) []string {
 var samples = []sample{
 	{
 		tool: cuda.ToolDeviceQuery, id: "verify-devicequery", places: sampleAt("deviceQuery"), seconds: 120, read: cuda.DeviceQuery,
-		hint: "CUDA up to 12.9 has it in cuda-demo-suite; later ones build it from github.com/NVIDIA/cuda-samples with CMake; --with needs no more than one place of it",
+		hint: "CUDA up to 12.9 has it in cuda-demo-suite; later ones build it from github.com/NVIDIA/cuda-samples with CMake",
 	},
 	{
 		tool: cuda.ToolBandwidthTest, id: "verify-bandwidthtest", places: sampleAt("bandwidthTest"), args: "--memory=pinned --mode=quick", seconds: 300, read: cuda.BandwidthTest,

@@ -4,7 +4,6 @@
  * the program on anything else. It shows that the probe's kernels compute what the probe expects, which a
  * stand-in that computes the same in C would not.
  */
-#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
