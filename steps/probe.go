@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
+	"sync"
 
 	"gpuguest/assets"
 	"gpuguest/internal/action"
@@ -12,10 +13,10 @@ import (
 
 // probePath is where the CUDA probe is kept in a guest. The name says which source it was made of, so that a
 // probe of another gpuguest is never taken for this one's.
-func probePath() string {
+var probePath = sync.OnceValue(func() string {
 	sum := sha256.Sum256([]byte(assets.Probe))
 	return "/var/lib/gpuguest/cuda-probe-" + hex.EncodeToString(sum[:6])
-}
+})
 
 // provesCUDA tells whether CUDA is to be proved in this guest.
 func provesCUDA(in Input) bool { return hasGPU(in) && !in.Want.WithoutCUDA }
