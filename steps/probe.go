@@ -3,6 +3,7 @@ package steps
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"strings"
 	"sync"
 
@@ -84,9 +85,12 @@ func builtProbe(in Input) bool {
 	return false
 }
 
-// pciFlags are the GPUs that CUDA must see, as the probe's flags.
-func pciFlags(in Input) string {
+// probeFlags are the GPUs that CUDA must see and what is asked of them, as the probe's flags.
+func probeFlags(in Input) string {
 	var b strings.Builder
+	if in.Want.LinkFraction > 0 {
+		fmt.Fprintf(&b, " --threshold %g", in.Want.LinkFraction)
+	}
 	for _, a := range addresses(in) {
 		b.WriteString(" --pci " + sh.Quote(a))
 	}

@@ -71,7 +71,7 @@ func init() {
 				haveProbe(in),
 				// What a person reads is on standard error.
 				fmt.Sprintf(`set +e; timeout %d "$probe" --timeout %d --expect %d%s >"$t/json"; code=$?; set -e`,
-					probeSeconds+30, probeSeconds, len(in.Facts.GPUs), pciFlags(in)),
+					probeSeconds+30, probeSeconds, len(in.Facts.GPUs), probeFlags(in)),
 				`[ ! -s "$t/json" ] || `+marked(`"$t/json"`),
 				`case $code in`,
 				`0) exit 0 ;;`,

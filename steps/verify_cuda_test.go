@@ -90,6 +90,18 @@ func TestCUDAIsProvedByAProbeOfTheChecksOwn(t *testing.T) {
 	}
 }
 
+func TestPartOfTheLinkIsAskedForAsTheUserSays(t *testing.T) {
+	in := twoGPUs()
+	s := find(t, "verify-cuda")
+	if strings.Contains(s.Check(in), "--threshold") {
+		t.Error("a threshold is given although nobody asked for one")
+	}
+	in.Want.LinkFraction = 0.75
+	if !strings.Contains(s.Check(in), " --threshold 0.75 --pci 0000:01:00.0 --pci 0000:02:00.0 ") {
+		t.Error("the threshold is not given to the probe")
+	}
+}
+
 func TestCUDAThatFailsSaysWhichGPUAndWhatToDo(t *testing.T) {
 	s := find(t, "verify-cuda")
 	dir := standIn(t)

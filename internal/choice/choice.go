@@ -44,6 +44,7 @@ type Want struct {
 	As            string   // treat the guest as this distribution, "debian:12"
 	Reboot        string   // RebootIfNeeded unless said otherwise
 	WithoutCUDA   bool     // leave the proof of CUDA out: a guest that shall only have a driver
+	LinkFraction  float64  // part of the PCIe link's bandwidth that pinned copies must reach; 0: the probe's own, a half
 	With          []string // of NVIDIA's own programs, those that are to be run as proofs too: "deviceQuery"
 
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
