@@ -345,8 +345,9 @@ static const char kernels[] =
 
 /*
  * PTX 6.0 is that of CUDA 9.0, so every driver from 390 on compiles it, and code for sm_30 runs on every GPU
- * after Kepler's first. Fermi needs the older target. The last row is for a driver that no longer knows sm_30
- * as a target: sm_75, the oldest that the drivers after 580 serve, came with PTX 6.3.
+ * after Kepler's first: ptxas of CUDA 12.4, which makes no code for Kepler any more, still takes it for all that it
+ * makes code for. Fermi needs the older target. The last row is for a driver that may one day refuse sm_30 as a
+ * target: sm_75, the oldest that the drivers after 580 serve, came with PTX 6.3.
  */
 static const struct dialect { const char *version, *target; int least; } dialects[] = {
 	{ "6.0", "sm_30", 30 },
