@@ -80,6 +80,8 @@ func init() {
 				`esac`,
 				`[ -d /sys/module/nvidia_uvm ] || echo "the nvidia-uvm module is not loaded"`,
 				`[ -e /dev/nvidia-uvm ] || echo "/dev/nvidia-uvm is missing"`,
+				// With MIG on, CUDA lists instances (NVIDIA's MIG user guide, "Device Enumeration").
+				`if timeout 60 nvidia-smi --query-gpu=mig.mode.current --format=csv,noheader 2>/dev/null | grep -q Enabled; then echo "MIG is on: CUDA lists instances and not the GPUs"; fi`,
 				evidence,
 				`exit 1`)
 		},
