@@ -134,7 +134,7 @@ func TestProbeTellsEachFailure(t *testing.T) {
 		{"managed memory fails", []string{"STUB_GPUS=1", "STUB_UVM=3"}, nil, 1, "uvm", 0, 3, "nvidia_uvm.uvm_disable_hmm=1"},
 		{"managed memory fails where the CPU must keep off", []string{"STUB_GPUS=1", "STUB_UVM=3", "STUB_NO_CONCURRENT=1"}, nil, 1, "uvm", 0, 3, "nvidia_uvm.uvm_disable_hmm=1"},
 		{"what peers send is wrong", []string{"STUB_GPUS=2", "STUB_PEER=wrong"}, nil, 1, "peer", 1, 0, "ACS"},
-		{"hang", []string{"STUB_GPUS=2", "STUB_HANG=1"}, []string{"--timeout", "3"}, 1, "hang", 1, 0, "does not answer"},
+		{"hang", []string{"STUB_GPUS=2", "STUB_HANG=1"}, []string{"--timeout", "2"}, 1, "hang", 1, 0, "does not answer"},
 		{"crash", []string{"STUB_GPUS=1", "STUB_CRASH=0"}, nil, 1, "crash", 0, 0, "library crashed"},
 		{"wrong usage", nil, []string{"--expect", "x"}, 2, "usage", none, 0, ""},
 	} {
@@ -211,17 +211,18 @@ func TestProbePassesOnSoundGPUs(t *testing.T) {
 	}
 }
 
-// TestKernelsComputeWhatTheProbeExpects runs the kernels from their PTX.
+// TestKernelsComputeWhatTheProbeExpects runs the kernels from their PTX, and has drivers take it that differ in
+// the targets they know.
 func TestKernelsComputeWhatTheProbeExpects(t *testing.T) {
 	m := build(t)
-	for _, c := range []struct{ name, chip, ptx, extra string }{
-		{"as written for Kepler and later", "1c82", "6.0 sm_30", ""},
-		{"on a driver that knows Turing and later", "20b0", "6.3 sm_75", "STUB_NEW_PTX=1"},
+	for _, c := range []struct{ name, chip, ptx, stub string }{
+		{"run from their PTX", "1c82", "6.0 sm_30", "STUB_RUN_PTX=1"},
+		{"taken by a driver that knows Turing and later", "20b0", "6.3 sm_75", "STUB_NEW_PTX=1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := m
 			m.t = t
-			r, text, exit := m.run([]string{"STUB_GPUS=1", "STUB_RUN_PTX=1", "STUB_CHIP=" + c.chip, c.extra})
+			r, text, exit := m.run([]string{"STUB_GPUS=1", "STUB_CHIP=" + c.chip, c.stub})
 			if exit != 0 || r.Devices[0].PTX != c.ptx || r.Devices[0].Checks.Memory != "ok" {
 				t.Errorf("exit %d, %+v\n%s", exit, r, text)
 			}
