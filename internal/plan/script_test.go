@@ -249,7 +249,7 @@ func TestChecksTellEachOutcomeAndPassOverFreshOnes(t *testing.T) {
 		{ID: "three", Check: "echo --n three 0\nfalse"},
 		{ID: "four", Check: "true", Fresh: true},
 	}
-	out, err := exec.Command("/bin/sh", "-c", Checks(items, "--nonce")).CombinedOutput()
+	out, err := exec.Command("/bin/sh", "-c", Checks(distros.Distro{}, items, "--nonce")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -287,7 +287,7 @@ func TestDataOfACheckIsReadAndNotShown(t *testing.T) {
 		{ID: "nobody", Check: "echo '" + mark + "{}'"},
 		{ID: "none", Check: "echo fine", Read: func(string) (json.RawMessage, string) { t.Error("read what is not there"); return nil, "" }},
 	}
-	out, err := exec.Command("/bin/sh", "-c", Checks(items, "--nonce")).CombinedOutput()
+	out, err := exec.Command("/bin/sh", "-c", Checks(distros.Distro{}, items, "--nonce")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
