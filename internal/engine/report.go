@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -44,6 +45,8 @@ type StepReport struct {
 	State   string   `json:"state"`
 	Detail  string   `json:"detail,omitempty"`
 	Seconds float64  `json:"seconds,omitempty"`
+	// Data is what the step measured, in a form of its own; nil: nothing but its state and detail.
+	Data json.RawMessage `json:"data,omitempty"`
 }
 
 // Problem is an error as JSON.
