@@ -10,7 +10,7 @@ import (
 )
 
 // mostBars is how many GPUs get bars of their own; of more, the slowest do, and a strip above shows them all.
-const mostBars = 24
+const mostBars = 16
 
 // chart is the drawing of copies against links: its numbers are places in an SVG.
 type chart struct {

@@ -7,6 +7,7 @@ import (
 	_ "embed"
 	"encoding/base64"
 	"fmt"
+	"html"
 	"html/template"
 	"io"
 	"slices"
@@ -74,7 +75,8 @@ type link struct {
 }
 
 type pageFailure struct {
-	Title, Place, ID, Step, Remedy, Evidence string
+	Title, Place, ID, Step, Evidence string
+	Remedy                           template.HTML
 }
 
 type row struct {
@@ -94,7 +96,10 @@ type row struct {
 	GPUList                      []string
 }
 
-type also struct{ Place, Cause, ID, Remedy string }
+type also struct {
+	Place, Cause, ID string
+	Remedy           template.HTML
+}
 
 type pageStep struct{ ID, Word, Class, Detail string }
 
@@ -144,7 +149,7 @@ func newPage(guests []Guest, made time.Time) page {
 	if p.Failed {
 		p.Columns = append(p.Columns, column{Name: "Cause"}, column{Name: "Where"})
 	}
-	p.Columns = append(p.Columns, column{Name: "Driver"}, column{Name: "Flavor"}, column{Name: "Distribution"}, column{Name: "GPUs"})
+	p.Columns = append(p.Columns, column{Name: "Driver"}, column{Name: "Distribution"}, column{Name: "GPUs"})
 	if p.Chart != nil {
 		p.Columns = append(p.Columns, column{"Slowest copy", true})
 	}
@@ -163,12 +168,10 @@ func tiles(s Summary) (all []tile, outcomes []string) {
 	if s.Done == 0 {
 		all[1].Class = ""
 	}
-	for _, w := range sortedKeys(s.Outcomes) {
-		outcomes = append(outcomes, w)
-		if w != "done" {
-			all = append(all, tile{strconv.Itoa(s.Outcomes[w]), w, "bad"})
-		}
+	for _, w := range s.failed() {
+		all = append(all, tile{strconv.Itoa(s.Outcomes[w]), w, "bad"})
 	}
+	outcomes = sortedKeys(s.Outcomes)
 	if s.Done > 0 && len(outcomes) > 2 {
 		outcomes = append([]string{"not done"}, outcomes...)
 	}
@@ -192,13 +195,26 @@ func enough(s string) string {
 }
 
 func shown(f Failure) pageFailure {
-	return pageFailure{Title: f.Cause, Place: Place(f.Where), ID: f.ID, Step: f.Step, Remedy: f.Remedy, Evidence: enough(f.Evidence)}
+	return pageFailure{Title: f.Cause, Place: Place(f.Where), ID: f.ID, Step: f.Step, Remedy: withCode(f.Remedy), Evidence: enough(f.Evidence)}
+}
+
+// withCode sets what a remedy has between backticks as code. The text is escaped first, so that nothing of it is
+// markup but that.
+func withCode(remedy string) template.HTML {
+	parts := strings.Split(html.EscapeString(remedy), "`")
+	if len(parts)%2 == 0 {
+		return template.HTML(strings.Join(parts, "`"))
+	}
+	for i := 1; i < len(parts); i += 2 {
+		parts[i] = "<code>" + parts[i] + "</code>"
+	}
+	return template.HTML(strings.Join(parts, ""))
 }
 
 func newRow(i int, g Guest, alone bool) row {
 	r := row{
 		Index: i, Host: g.Host, Outcome: g.Outcome(), OK: g.OK(), Open: alone,
-		Driver: g.Driver, Flavor: g.Flavor, Distro: g.Distro, GPUs: models(g),
+		Driver: strings.TrimSpace(g.Driver + " " + g.Flavor), Distro: strings.Replace(g.Distro, " GNU/Linux", "", 1), GPUs: models(g),
 		Seconds: Seconds(g.Seconds), SecondsValue: strconv.FormatFloat(g.Seconds, 'f', 1, 64),
 		Warnings: g.Warnings, GPUList: g.GPUs,
 	}
@@ -209,7 +225,7 @@ func newRow(i int, g Guest, alone bool) row {
 			r.Where = f.Where
 		}
 		for _, v := range g.Verdicts[min(1, len(g.Verdicts)):] {
-			r.Also = append(r.Also, also{Place(v.Where), v.Cause, v.ID, v.Remedy})
+			r.Also = append(r.Also, also{Place(v.Where), v.Cause, v.ID, withCode(v.Remedy)})
 		}
 	}
 	r.Facts = facts(g)
@@ -267,7 +283,7 @@ func newStep(s engine.StepReport) pageStep {
 	return p
 }
 
-// models words a guest's GPUs: "8 × NVIDIA L4", a line of the report without its address and id.
+// models words a guest's GPUs: "8 × L4", a line of the report without its address, maker and id.
 func models(g Guest) string {
 	count := make(map[string]int)
 	for _, line := range g.GPUs {
@@ -278,7 +294,7 @@ func models(g Guest) string {
 		if at := strings.LastIndex(name, " ("); at > 0 {
 			name = name[:at]
 		}
-		count[name]++
+		count[strings.TrimPrefix(name, "NVIDIA ")]++
 	}
 	var parts []string
 	for _, name := range sortedKeys(count) {

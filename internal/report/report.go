@@ -228,9 +228,8 @@ func Summarise(guests []Guest) Summary {
 	return s
 }
 
-// Line is the summary in one line: "200 guests: 187 done, 9 verification failed, 4 unreachable".
-func (s Summary) Line() string {
-	parts := []string{fmt.Sprintf("%d done", s.Done)}
+// failed are the words of the outcomes but done, the most frequent first.
+func (s Summary) failed() []string {
 	words := make([]string, 0, len(s.Outcomes))
 	for w := range s.Outcomes {
 		if w != "done" {
@@ -240,10 +239,16 @@ func (s Summary) Line() string {
 	slices.SortFunc(words, func(a, b string) int {
 		return cmp.Or(cmp.Compare(s.Outcomes[b], s.Outcomes[a]), cmp.Compare(a, b))
 	})
-	for _, w := range words {
+	return words
+}
+
+// Line is the summary in one line: "200 guests: 187 done, 9 verification failed, 4 unreachable".
+func (s Summary) Line() string {
+	parts := []string{fmt.Sprintf("%d done", s.Done)}
+	for _, w := range s.failed() {
 		parts = append(parts, fmt.Sprintf("%d %s", s.Outcomes[w], w))
 	}
-	return fmt.Sprintf("%s: %s", Count(s.Guests, "guest"), strings.Join(parts, ", "))
+	return Count(s.Guests, "guest") + ": " + strings.Join(parts, ", ")
 }
 
 // Version is the version of Document's form. It grows when a name changes its meaning or goes away; a new name
