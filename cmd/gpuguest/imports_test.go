@@ -26,6 +26,7 @@ var layers = []string{
 	"gpuguest/internal/plan",
 	"gpuguest/internal/guest",
 	"gpuguest/internal/engine",
+	"gpuguest/internal/report",
 	"gpuguest/cmd/gpuguest",
 }
 

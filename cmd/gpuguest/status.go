@@ -9,6 +9,7 @@ import (
 
 	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/report"
 	"gpuguest/steps"
 )
 
@@ -92,7 +93,7 @@ func (a *app) printStatus(s status) error {
 	}
 	tab.Flush()
 	if s.Torn > 0 {
-		fmt.Fprintf(a.out, "%s unreadable, as a power cut leaves them\n", plural(s.Torn, "record"))
+		fmt.Fprintf(a.out, "%s unreadable, as a power cut leaves them\n", report.Count(s.Torn, "record"))
 	}
 	fmt.Fprintf(a.out, "jobs at work: %s\n", listOr(s.Jobs, "none"))
 	owed := make([]string, len(s.Owed))
@@ -101,7 +102,7 @@ func (a *app) printStatus(s status) error {
 	}
 	fmt.Fprintf(a.out, "reboot owed by: %s\n", listOr(owed, "nothing"))
 	if s.Undoable {
-		fmt.Fprintf(a.out, "uninstall would take back %s and %s\n", plural(len(s.Added), "package"), plural(len(s.Files), "file"))
+		fmt.Fprintf(a.out, "uninstall would take back %s and %s\n", report.Count(len(s.Added), "package"), report.Count(len(s.Files), "file"))
 	}
 	return nil
 }

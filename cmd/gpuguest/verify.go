@@ -41,6 +41,7 @@ in the guest. A driver that gpuguest did not install is held against itself: its
 	}
 	a.addReach(c)
 	addWant(c, &w)
+	a.files.add(c)
 	return c
 }
 

@@ -151,7 +151,7 @@ func newPage(guests []Guest, made time.Time) page {
 	}
 	p.Columns = append(p.Columns, column{Name: "Driver"}, column{Name: "Distribution"}, column{Name: "GPUs"})
 	if p.Chart != nil {
-		p.Columns = append(p.Columns, column{"Slowest copy", true})
+		p.Columns = append(p.Columns, column{"Link used", true})
 	}
 	p.Columns = append(p.Columns, column{"Took", true})
 	return p
