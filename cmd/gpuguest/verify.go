@@ -15,15 +15,23 @@ import (
 func newVerify(a *app) *cobra.Command {
 	var w choice.Want
 	var b bootFlags
+	var unit bool
 	c := &cobra.Command{
 		Use:   "verify --host GUEST",
-		Short: "Prove that a guest's NVIDIA driver works, and change nothing",
+		Short: "Prove that a guest's NVIDIA driver works",
 		Long: `Prove that a guest's NVIDIA driver works: bound to every GPU, module and libraries at one version and at
 the one that was planned, persistence on, the temperature read, and the next boot safe. Nothing is changed
-in the guest. A driver that gpuguest did not install is held against itself: its own version and flavor.`,
+in the guest. A driver that gpuguest did not install is held against itself: its own version and flavor.
+
+--install-unit is the one exception: it leaves gpuguest-verify.service in the guest, and one script that it runs.
+At the next boot, once, they make the same checks without gpuguest and write what --json prints to
+/var/lib/gpuguest/verify.json. With --no-gpu, for an image, the checks are about the GPUs that are there at
+that boot. uninstall takes the unit back.`,
 		Example: `  gpuguest verify --host vm:5022
   gpuguest verify --host vm --json
-  gpuguest verify --host vm --driver 580.95.05`,
+  gpuguest verify --host vm --driver 580.95.05
+  gpuguest verify --host vm --html vm.html --prometheus vm.prom
+  gpuguest verify --host image-builder --no-gpu --install-unit`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkWant(w); err != nil {
@@ -35,6 +43,9 @@ in the guest. A driver that gpuguest did not install is held against itself: its
 				if err != nil {
 					return plan.Plan{}, err
 				}
+				if unit {
+					return plan.ProofsWithUnit(in, steps.Install())
+				}
 				return plan.Proofs(in, steps.Install())
 			})
 		},
@@ -42,6 +53,7 @@ in the guest. A driver that gpuguest did not install is held against itself: its
 	a.addReach(c)
 	addWant(c, &w)
 	a.files.add(c)
+	c.Flags().BoolVar(&unit, "install-unit", false, "also leave a systemd unit in the guest that runs the same checks once, at its next boot")
 	return c
 }
 
