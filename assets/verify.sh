@@ -61,12 +61,27 @@ function say(word, id, text) {
 }
 # member is one more member of the result, unless its value is empty.
 function member(name, value) { return value == "" ? "" : "," json(name) ":" json(value) }
-# ended takes a check that ended: its output is in said.
+# closed tells whether s is a whole JSON object as far as braces tell: one that was cut off is not.
+function closed(s,    i, n, c, depth, quoted) {
+	if (substr(s, 1, 1) != "{") return 0
+	n = length(s)
+	for (i = 1; i <= n; i++) {
+		c = substr(s, i, 1)
+		if (c == "\\") i++
+		else if (c == "\"") quoted = !quoted
+		else if (!quoted && c ~ /[{[]/) depth++
+		else if (!quoted && c ~ /[]}]/ && !--depth) return i == n
+	}
+	return 0
+}
+# ended takes a check that ended: its output is in said, and what it said for programs in data.
 function ended(id, status,    text, members) {
 	if (failed || !(id in known)) return
 	text = trim(said)
 	members = known[id] ",\"state\":" (status == 0 ? "\"met\"" : "\"failed\"")
-	steps = steps (steps == "" ? "" : ",") "{" members member("detail", text) "}"
+	members = members member("detail", text)
+	if (marks == 1 && closed(data)) members = members ",\"data\":" data
+	steps = steps (steps == "" ? "" : ",") "{" members "}"
 	asked[id] = 1
 	if (status == 0) { sub(/\n.*/, "", text); say("ok", id, text); return }
 	failed = 1
@@ -78,6 +93,7 @@ function ended(id, status,    text, members) {
 BEGIN {
 	for (i = 1; i < 256; i++) code[sprintf("%c", i)] = i
 	nonce = ENVIRON["NONCE"]
+	mark = "gpuguest: data: " # steps.DataMark
 }
 !listed && $0 == nonce { listed = 1; next }
 !listed {
@@ -88,9 +104,10 @@ BEGIN {
 index($0, nonce " ") == 1 {
 	split($0, word, " ")
 	ended(word[2], word[3])
-	said = ""; lines = 0
+	said = ""; lines = 0; data = ""; marks = 0
 	next
 }
+index($0, mark) == 1 { data = substr($0, length(mark) + 1); marks++; next }
 { said = said (lines++ ? "\n" : "") $0 }
 END {
 	# The checks were cut off: the first that did not end is the one that failed.

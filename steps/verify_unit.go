@@ -31,7 +31,7 @@ ConditionPathExists=/var/lib/gpuguest/verify.due
 [Service]
 Type=oneshot
 ExecStart=/bin/sh ` + verifyScriptPath + `
-TimeoutStartSec=15min
+TimeoutStartSec=30min
 
 [Install]
 WantedBy=multi-user.target

@@ -45,7 +45,9 @@ type StepReport struct {
 	State   string   `json:"state"`
 	Detail  string   `json:"detail,omitempty"`
 	Seconds float64  `json:"seconds,omitempty"`
-	// Data is what the step measured, in a form of its own; nil: nothing but its state and detail.
+
+	// Data is what the step found, for programs: of verify-cuda and of NVIDIA's own programs a cuda.Report, of
+	// verify-smi an smi.Log.
 	Data json.RawMessage `json:"data,omitempty"`
 }
 

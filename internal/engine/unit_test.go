@@ -190,3 +190,36 @@ func TestABootScriptTakesItsOwnConditionAway(t *testing.T) {
 		t.Errorf("%v, %v: only the result stays", entries, err)
 	}
 }
+
+// TestABootScriptCarriesDataThatIsOneWholeObject is about lines that a check prints for programs.
+func TestABootScriptCarriesDataThatIsOneWholeObject(t *testing.T) {
+	t.Parallel()
+	const mark = "gpuguest: data: "
+	for text, want := range map[string]string{
+		"shown\n" + mark + `{"a":[1,{"b":"}]\\"}],"c":"\""}` + "\nmore": `{"a":[1,{"b":"}]\\"}],"c":"\""}`,
+		mark + `{"a":[1`:                   "",
+		mark + `{"a":1}}`:                  "",
+		mark + `{"a":"}`:                   "",
+		mark + `<xml>`:                     "",
+		mark + "{\n" + mark + `"a":1}`:     "",
+		mark:                               "",
+		"not for programs: " + mark + "{}": "",
+	} {
+		p := plan.Plan{Segments: []plan.Segment{{Items: []plan.Item{says("one", "first", text, "0", "")}}}}
+		script, err := p.BootScript(steps.Input{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for with, awk := range shells(t) {
+			_, left, _ := atBoot(t, script, awk, t.TempDir())
+			found, err := report.Read("verify.json", strings.NewReader(string(left)))
+			if err != nil {
+				t.Errorf("%s: %q: %v", with, text, err)
+				continue
+			}
+			if got := found[0].Steps[0]; string(got.Data) != want || strings.HasPrefix(got.Detail, mark) {
+				t.Errorf("%s: %q: data %s, detail %q", with, text, got.Data, got.Detail)
+			}
+		}
+	}
+}

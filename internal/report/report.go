@@ -306,24 +306,46 @@ func (g Guest) Measured() []GPU {
 // readProbe is the one place that knows how the probe writes its data.
 func readProbe(raw json.RawMessage) ([]GPU, error) {
 	var d struct {
-		GPUs []struct {
-			PCI         string   `json:"pci"`
-			Name        string   `json:"name"`
-			PinnedH2D   float64  `json:"pinned_h2d_gbs"`
-			PinnedD2H   float64  `json:"pinned_d2h_gbs"`
-			PageableH2D float64  `json:"pageable_h2d_gbs"`
-			PageableD2H float64  `json:"pageable_d2h_gbs"`
-			D2D         float64  `json:"d2d_gbs"`
-			Link        float64  `json:"link_gbs"`
-			Failures    []string `json:"failures"`
-		} `json:"gpus"`
+		Devices []struct {
+			Index     int    `json:"index"`
+			PCI       string `json:"pci"`
+			Name      string `json:"name"`
+			Bandwidth struct {
+				PinnedH2D   float64 `json:"pinned_h2d"`
+				PinnedD2H   float64 `json:"pinned_d2h"`
+				PageableH2D float64 `json:"pageable_h2d"`
+				PageableD2H float64 `json:"pageable_d2h"`
+				D2D         float64 `json:"d2d"`
+			} `json:"bandwidth"`
+			Link struct {
+				Known bool    `json:"known"`
+				GBs   float64 `json:"gbs"`
+			} `json:"link"`
+		} `json:"devices"`
+		Failures []struct {
+			Device *int   `json:"device"` // nil: not of one GPU
+			Kind   string `json:"kind"`
+			What   string `json:"what"`
+		} `json:"failures"`
 	}
 	if err := json.Unmarshal(raw, &d); err != nil {
 		return nil, err
 	}
-	gpus := make([]GPU, len(d.GPUs))
-	for i, g := range d.GPUs {
-		gpus[i] = GPU(g)
+	gpus := make([]GPU, len(d.Devices))
+	for i, v := range d.Devices {
+		b := v.Bandwidth
+		gpus[i] = GPU{
+			PCI: v.PCI, Name: v.Name,
+			PinnedH2D: b.PinnedH2D, PinnedD2H: b.PinnedD2H, PageableH2D: b.PageableH2D, PageableD2H: b.PageableD2H, D2D: b.D2D,
+		}
+		if v.Link.Known {
+			gpus[i].Link = v.Link.GBs
+		}
+		for _, f := range d.Failures {
+			if f.Device != nil && *f.Device == v.Index {
+				gpus[i].Failures = append(gpus[i].Failures, f.Kind+": "+f.What)
+			}
+		}
 	}
 	return gpus, nil
 }

@@ -66,18 +66,20 @@ func fleet(t testing.TB, n int) []Guest {
 		g.Seconds += float64(i%17) / 3
 		if kind == "good" {
 			var cards []string
-			var data struct {
-				GPUs []map[string]any `json:"gpus"`
-			}
+			data := map[string]any{"tool": "probe", "format": 1, "result": "pass", "count": 8}
+			var devices []map[string]any
 			for n := range 8 {
 				pci := fmt.Sprintf("0000:%02x:00.0", 0x11+n*0x1a)
 				cards = append(cards, pci+" NVIDIA H100 80GB HBM3 (10de:2330)")
-				data.GPUs = append(data.GPUs, map[string]any{
-					"pci": pci, "name": "NVIDIA H100 80GB HBM3", "link_gbs": 63.0,
-					"pinned_h2d_gbs": 53.5 + float64((i*7+n*3)%23)/10, "pinned_d2h_gbs": 54.1 + float64((i*5+n*11)%19)/10,
-					"pageable_h2d_gbs": 12.5, "pageable_d2h_gbs": 11.75, "d2d_gbs": 2400.5,
+				devices = append(devices, map[string]any{
+					"index": n, "pci": pci, "name": "NVIDIA H100 80GB HBM3", "link": map[string]any{"known": true, "gbs": 63.0},
+					"bandwidth": map[string]any{
+						"pinned_h2d": 53.5 + float64((i*7+n*3)%23)/10, "pinned_d2h": 54.1 + float64((i*5+n*11)%19)/10,
+						"pageable_h2d": 12.5, "pageable_d2h": 11.75, "d2d": 2400.5,
+					},
 				})
 			}
+			data["devices"] = devices
 			raw, err := json.Marshal(data)
 			if err != nil {
 				t.Fatal(err)
@@ -313,5 +315,26 @@ func TestTextKeepsAGuestsControlCharactersOut(t *testing.T) {
 	}
 	if strings.ContainsAny(b.String(), "\x1b\r\x07") {
 		t.Errorf("printed %q", b.String())
+	}
+}
+
+func TestTheProbesDataIsRead(t *testing.T) {
+	gpus := constructed(t, "slow-link")[0].Measured()
+	if len(gpus) != 4 {
+		t.Fatalf("%d GPUs", len(gpus))
+	}
+	want := GPU{PCI: "0000:b1:00.0", Name: "NVIDIA L40S", PinnedH2D: 3.1, PinnedD2H: 3.2, PageableH2D: 2.9, PageableD2H: 2.8, D2D: 712, Link: 31.5,
+		Failures: []string{"link-bandwidth: host to device 3.1 GB/s, less than half of what its link carries (31.5 GB/s)"}}
+	if !reflect.DeepEqual(gpus[2], want) {
+		t.Errorf("%+v, want %+v", gpus[2], want)
+	}
+	if gpus[3].Link != 0 || gpus[0].Failures != nil {
+		t.Errorf("%+v", gpus)
+	}
+	for _, data := range []string{"", "null", "{}", `"text"`, `{"devices":7}`, `{"devices":[`} {
+		g := Guest{Report: engine.Report{Steps: []engine.StepReport{{ID: "verify-cuda", Data: json.RawMessage(data)}}}}
+		if got := g.Measured(); len(got) != 0 {
+			t.Errorf("%q: %+v", data, got)
+		}
 	}
 }
