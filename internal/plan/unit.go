@@ -73,9 +73,8 @@ func (p Plan) BootScript(in steps.Input) (string, error) {
 		return "", err
 	}
 	fmt.Fprintf(&b, "table() {\n\tprintf '%%s\\n' %s\n}\n\n", sh.Join(table...))
-	b.WriteString(steps.SeeGPUs + "\n\n")
 	if in.Unseen {
-		b.WriteString(`gpu_names() {
+		b.WriteString(steps.SeeGPUs + "\n\n" + `gpu_names() {
 	for a in $(gpus); do
 		printf '%s NVIDIA GPU (10de:%s)\n' "$a" "$(sed s/^0x// "/sys/bus/pci/devices/$a/device")"
 	done
