@@ -99,9 +99,11 @@ func bars(all []measured) *chart {
 		top = max(top, m.Link, m.PinnedH2D, m.PinnedD2H)
 	}
 	step := roundStep(top / 4)
-	top = math.Ceil(top/step) * step
+	lines := math.Ceil(top / step)
+	top = lines * step
 	at := func(gbs float64) float64 { return barLeft + gbs/top*(barRight-barLeft) }
-	for v := 0.0; v <= top; v += step {
+	for i := range int(lines) + 1 {
+		v := float64(i) * step
 		c.Grid = append(c.Grid, gridLine{At: int(at(v)), Word: strconv.FormatFloat(v, 'g', -1, 64)})
 	}
 	width := func(gbs float64) string {

@@ -336,10 +336,10 @@ func readProbe(raw json.RawMessage) ([]GPU, error) {
 		b := v.Bandwidth
 		gpus[i] = GPU{
 			PCI: v.PCI, Name: v.Name,
-			PinnedH2D: b.PinnedH2D, PinnedD2H: b.PinnedD2H, PageableH2D: b.PageableH2D, PageableD2H: b.PageableD2H, D2D: b.D2D,
+			PinnedH2D: possible(b.PinnedH2D), PinnedD2H: possible(b.PinnedD2H), PageableH2D: possible(b.PageableH2D), PageableD2H: possible(b.PageableD2H), D2D: possible(b.D2D),
 		}
 		if v.Link.Known {
-			gpus[i].Link = v.Link.GBs
+			gpus[i].Link = possible(v.Link.GBs)
 		}
 		for _, f := range d.Failures {
 			if f.Device != nil && *f.Device == v.Index {
@@ -348,6 +348,14 @@ func readProbe(raw json.RawMessage) ([]GPU, error) {
 		}
 	}
 	return gpus, nil
+}
+
+// possible is a speed in GB/s, or 0, not measured, for a figure that is none: no memory moves a petabyte a second.
+func possible(gbs float64) float64 {
+	if gbs < 0.001 || gbs > 1e6 {
+		return 0
+	}
+	return gbs
 }
 
 // Count words a number of things: "1 guest", "3 guests".

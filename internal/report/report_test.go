@@ -338,3 +338,39 @@ func TestTheProbesDataIsRead(t *testing.T) {
 		}
 	}
 }
+
+// FuzzRead holds that whatever a file of results holds, it is read or refused, and what is read can be written in
+// every form.
+func FuzzRead(f *testing.F) {
+	for _, name := range []string{"good", "bar1-0m", "apt-failed", "unreachable", "slow-link"} {
+		raw, err := os.ReadFile(filepath.Join("testdata", "constructed-"+name+".json"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Add([]byte(`[{"host":"a","result":"done","steps":[{"id":"verify-cuda","data":{"devices":[{"link":{"known":true,"gbs":1e300},"bandwidth":{"pinned_h2d":1e-300,"pinned_d2h":-1}}]}}]}]`))
+	f.Add([]byte(`{"version":1,"guests":[{"host":"","result":"failed","gpus":["","x ("],"seconds":-1}]}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		guests, err := Read("in", bytes.NewReader(raw))
+		if err != nil {
+			return
+		}
+		guests, _ = Merge(guests)
+		var text, metrics, xml, page bytes.Buffer
+		for _, err := range []error{Text(&text, guests), Prometheus(&metrics, guests), JUnit(&xml, guests), HTML(&page, guests, made)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := readXML(&xml); err != nil {
+			t.Errorf("JUnit: %v", err)
+		}
+		if p := page.String(); strings.Contains(p, "NaN") && !strings.Contains(string(raw), "NaN") || strings.Contains(p, "ZgotmplZ") {
+			t.Errorf("the page has what no browser draws:\n%s", p)
+		}
+		if _, err := json.Marshal(NewDocument(guests, made)); err != nil {
+			t.Error(err)
+		}
+	})
+}
