@@ -49,7 +49,7 @@ func ProofsWithUnit(in steps.Input, all []steps.Step) (Plan, error) {
 func (p Plan) BootScript(in steps.Input) (string, error) {
 	items := p.Items()
 	// No check can print its own script's sum by chance, and the same plan makes the same script.
-	sum := sha256.Sum256([]byte(Checks(items, "")))
+	sum := sha256.Sum256([]byte(Checks(p.Distro, items, "")))
 	nonce := "--" + hex.EncodeToString(sum[:12])
 	fixed, err := json.Marshal(struct {
 		Distro   string   `json:"distro,omitempty"`
@@ -92,7 +92,7 @@ func (p Plan) BootScript(in steps.Input) (string, error) {
 		}
 	}
 	// In a shell of its own: what the checks set is nobody else's.
-	fmt.Fprintf(&b, "\nchecks() (\n%s)\n\n", Checks(items, nonce))
+	fmt.Fprintf(&b, "\nchecks() (\n%s)\n\n", Checks(p.Distro, items, nonce))
 	b.WriteString(assets.Verify)
 	return b.String(), nil
 }
