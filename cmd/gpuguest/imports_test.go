@@ -28,6 +28,7 @@ var layers = []string{
 	"gpuguest/internal/plan",
 	"gpuguest/internal/guest",
 	"gpuguest/internal/engine",
+	"gpuguest/internal/report",
 	"gpuguest/cmd/gpuguest",
 }
 

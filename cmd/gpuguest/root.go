@@ -44,6 +44,7 @@ type app struct {
 	reach
 	json   bool
 	logDir string
+	files  reportFiles
 	// reported: the command's JSON is written already, with its error in it.
 	reported bool
 }
@@ -111,7 +112,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newHypervisor(a), newVersion(a),
+		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newReport(a), newHypervisor(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}

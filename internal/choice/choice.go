@@ -4,7 +4,9 @@
 package choice
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"time"
 
 	"gpuguest/distros"
@@ -78,6 +80,11 @@ type GPU struct {
 	Min     int    // oldest branch that drives it, 0 unknown
 	Max     int    // newest branch that drives it, 0 no end known
 	Flavor  string // the flavor it must have, "" either will do
+}
+
+// Title is the GPU in one line: "0000:01:00.0 Tesla T4 (10de:1eb8)".
+func (g GPU) Title() string {
+	return fmt.Sprintf("%s %s (%s)", g.Address, cmp.Or(g.Name, "unknown GPU"), g.ID)
 }
 
 // Refusal says that what was asked for cannot be, before anything in the guest changed.

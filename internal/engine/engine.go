@@ -560,11 +560,7 @@ func (r *run) describe() {
 	r.report.Driver, r.report.Warnings = f.Driver.Loaded, slices.Concat(c.Warnings, r.warned)
 	r.report.GPUs = nil
 	for _, g := range c.GPUs {
-		name := g.Name
-		if name == "" {
-			name = "unknown GPU"
-		}
-		r.report.GPUs = append(r.report.GPUs, fmt.Sprintf("%s %s (%s)", g.Address, name, g.ID))
+		r.report.GPUs = append(r.report.GPUs, g.Title())
 	}
 	r.report.Owed = Owed(r.journal, f.BootID)
 }
