@@ -76,6 +76,11 @@ func (a *app) complain(err error) {
 	if h := hint(err); h != "" {
 		fmt.Fprintf(a.err, "gpuguest: hint: %s\n", h)
 	}
+	if step != nil {
+		for _, line := range step.Advice {
+			fmt.Fprintf(a.err, "  %s\n", line)
+		}
+	}
 	if a.json && !a.reported {
 		problem := engine.Problem{Message: err.Error(), Hint: hint(err)}
 		_ = json.NewEncoder(a.out).Encode(map[string]any{"result": "failed", "host": a.host, "error": problem})

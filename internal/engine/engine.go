@@ -94,7 +94,7 @@ const (
 // fails. Errors are those of guest, of Config.Plan, a *StepError, ErrBootLoop or ErrDetached.
 func Run(ctx context.Context, c Config) (Report, error) {
 	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int)}
-	r.report.Host = c.Host
+	r.report.Host, r.report.Found = c.Host, c.First
 	err := r.converge(ctx)
 	if r.conn != nil {
 		r.report.Execs += r.conn.Execs()

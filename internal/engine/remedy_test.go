@@ -295,7 +295,7 @@ func TestClientKilledAnywhereInATrialGoesOnWithIt(t *testing.T) {
 	if _, err := p.run(cfg); err == nil {
 		t.Fatal("a guest beyond help was helped")
 	}
-	for n := 0; n < total; n += 5 {
+	for n := 0; n < total; n += 7 {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
 			p := newPatient(t, always)

@@ -18,25 +18,26 @@ const (
 
 // Report is the result of one run on one guest. Its names are part of the interface.
 type Report struct {
-	Host        string         `json:"host"`
-	Result      string         `json:"result"` // "done", "failed"
-	Distro      string         `json:"distro,omitempty"`
-	Kernel      string         `json:"kernel,omitempty"`
-	GPUs        []string       `json:"gpus,omitempty"`
-	Driver      string         `json:"driver,omitempty"`
-	Flavor      string         `json:"flavor,omitempty"`
-	Source      string         `json:"source,omitempty"`
-	Modules     string         `json:"modules,omitempty"`
-	Warnings    []string       `json:"warnings,omitempty"`
-	Steps       []StepReport   `json:"steps"`
-	Reboots     int            `json:"reboots"`
-	Owed        []steps.ID     `json:"reboot_owed_by,omitempty"`
-	Connections int            `json:"connections"`
-	Execs       int            `json:"execs"`              // commands run over SSH
-	Seconds     float64        `json:"seconds"`            // wall time of the run
-	GuestTime   float64        `json:"guest_seconds"`      // of that, commands at work in the guest and the guest booting
-	Remedies    []RemedyReport `json:"remedies,omitempty"` // what was tried, in order
-	Error       *Problem       `json:"error,omitempty"`
+	Host        string              `json:"host"`
+	Result      string              `json:"result"` // "done", "failed"
+	Distro      string              `json:"distro,omitempty"`
+	Kernel      string              `json:"kernel,omitempty"`
+	GPUs        []string            `json:"gpus,omitempty"`
+	Driver      string              `json:"driver,omitempty"`
+	Flavor      string              `json:"flavor,omitempty"`
+	Source      string              `json:"source,omitempty"`
+	Modules     string              `json:"modules,omitempty"`
+	Warnings    []string            `json:"warnings,omitempty"`
+	Steps       []StepReport        `json:"steps"`
+	Reboots     int                 `json:"reboots"`
+	Owed        []steps.ID          `json:"reboot_owed_by,omitempty"`
+	Connections int                 `json:"connections"`
+	Execs       int                 `json:"execs"`              // commands run over SSH
+	Seconds     float64             `json:"seconds"`            // wall time of the run
+	GuestTime   float64             `json:"guest_seconds"`      // of that, commands at work in the guest and the guest booting
+	Found       []diagnosis.Verdict `json:"found,omitempty"`    // what a diagnosis before the run found
+	Remedies    []RemedyReport      `json:"remedies,omitempty"` // what was tried, in order
+	Error       *Problem            `json:"error,omitempty"`
 }
 
 // StepReport is what became of one step.

@@ -21,6 +21,7 @@ type Plan struct {
 	Distro   distros.Distro
 	Choice   choice.Choice
 	Segments []Segment
+	Remedies []remedy.Promise // what would be tried when a proof fails; only to be told
 }
 
 // Segment is what happens within one boot.
