@@ -433,3 +433,51 @@ func TestRemedyThatCannotBeBroughtAboutIsGivenUp(t *testing.T) {
 		}
 	}
 }
+
+// The fabric manager refuses every driver but its own version's. Running install again is the remedy: the step
+// itself, as it is, brings the exact version about.
+func TestFabricManagerIsBroughtToExactlyTheDriversVersion(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	have, asked, active := filepath.Join(l.root, "fm-version"), filepath.Join(l.root, "asked"), filepath.Join(l.root, "active")
+	l.write("fm-version", "535.161.08-1\n")
+	l.shell.Tool("dpkg-query", `case "$*" in *nvidia-fabricmanager-535*) echo "nvidia-fabricmanager-535 $(cat `+sh.Quote(have)+`) installed" ;; *) exit 1 ;; esac`)
+	l.shell.Tool("apt-cache", `case "$*" in *nvidia-fabricmanager-535*) printf 'nvidia-fabricmanager-535:\n  Candidate: 535.183.01-1\n' ;; esac`)
+	l.shell.Tool("apt-get", `case $1 in
+update) ;;
+install) for last in "$@"; do :; done; echo "$last" >>`+sh.Quote(asked)+`; echo 535.183.01-1 >`+sh.Quote(have)+` ;;
+*) echo "unplanned: apt-get $*" >&2; exit 1 ;;
+esac`)
+	l.shell.Tool("systemctl", `case "$1 ${2:-}" in
+"is-enabled nvidia-fabricmanager.service") echo enabled ;;
+"is-active nvidia-fabricmanager.service") if [ -e `+sh.Quote(active)+` ]; then echo active; else echo failed; fi ;;
+"is-active --quiet") exit 3 ;;
+"enable nvidia-fabricmanager.service") ;;
+"restart nvidia-fabricmanager.service") touch `+sh.Quote(active)+` ;;
+*) echo "unplanned: systemctl $*" >&2; exit 1 ;;
+esac`)
+	l.shell.Tool("journalctl", `echo "fabric manager NVIDIA GPU driver interface version 535.161.08 don't match with driver version 535.183.01."`)
+	distro, err := distros.For(facts.OS{ID: "debian", VersionID: "12"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := l.config()
+	cfg.Remedies = engine.SafeRemedies
+	cfg.Plan = func(facts.Facts) (plan.Plan, error) {
+		in := steps.Input{Distro: distro, Choice: choice.Choice{Branch: 535, Version: "535.183.01"}, Facts: facts.Facts{
+			Arch: "x86_64", Init: facts.Init{Name: "systemd"}, GPUs: []facts.PCI{{Address: "0000:0a:00.0", Class: "030200"}}, Other: []facts.PCI{{Address: "0000:05:00.0", Class: "068000"}},
+		}}
+		only := slices.DeleteFunc(steps.Install(), func(s steps.Step) bool { return s.ID != "fabric-manager" })
+		p, err := plan.Build(in, only)
+		p.Distro.Packages = filePackages{file: filepath.Join(l.root, "packages")}
+		return p, err
+	}
+	r, err := l.run(cfg)
+	got, _ := os.ReadFile(asked)
+	if err != nil || states(r) != "fabric-manager=changed" || strings.TrimSpace(string(got)) != "nvidia-fabricmanager-535=535.183.01*" {
+		t.Fatalf("%v, %s, asked for %q", err, states(r), got)
+	}
+	if r, err = l.run(cfg); err != nil || states(r) != "fabric-manager=met" {
+		t.Errorf("the second time: %v, %s", err, states(r))
+	}
+}
