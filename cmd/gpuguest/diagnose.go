@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"time"
@@ -60,7 +61,8 @@ install and count with --fix only; give those that the guest was installed with.
 		Example: `  gpuguest diagnose --host vm:5022
   gpuguest diagnose --host vm:5022 --fix
   gpuguest diagnose --log dmesg.txt --log nvidia-installer.log
-  gpuguest diagnose --log nvidia-bug-report.log.gz --json`,
+  gpuguest diagnose --log nvidia-bug-report.log.gz --json
+  gpuguest diagnose --log bundle.tar.gz`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			switch {
@@ -133,7 +135,7 @@ func readLogs(names []string) ([]diagnosis.Verdict, error) {
 		if err != nil {
 			return nil, err
 		}
-		v, err := diagnosis.Read(name, f)
+		v, err := readLog(name, f)
 		f.Close()
 		if err != nil {
 			return nil, err
@@ -141,6 +143,20 @@ func readLogs(names []string) ([]diagnosis.Verdict, error) {
 		found = append(found, v...)
 	}
 	return found, nil
+}
+
+// readLog reads a log, or the logs of a bundle of collect. What cannot be read twice, as a pipe, is a log.
+func readLog(name string, f *os.File) ([]diagnosis.Verdict, error) {
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		v, bundled, err := readBundle(name, f)
+		if bundled || err != nil {
+			return v, err
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+	}
+	return diagnosis.Read(name, f)
 }
 
 // guestVerdicts reads the guest's logs: those of this boot, and those that go further back.

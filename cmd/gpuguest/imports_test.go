@@ -19,6 +19,7 @@ var layers = []string{
 	"gpuguest/internal/facts",
 	"gpuguest/internal/catalog",
 	"gpuguest/internal/diagnosis",
+	"gpuguest/internal/bundle",
 	"gpuguest/internal/hypervisor",
 	"gpuguest/distros",
 	"gpuguest/internal/choice",
