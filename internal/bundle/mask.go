@@ -75,7 +75,7 @@ var rules = []rule{
 	{kind: "ssh-key", hints: []string{"sha256:"}, re: regexp.MustCompile(`\bSHA256:([A-Za-z0-9+/]{43}=?)`)},
 	{kind: "ssh-key", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}:){15}[0-9a-f]{2})\b`)},
 	{kind: "mac", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}:){5,19}[0-9a-f]{2})\b`)},
-	{kind: "mac", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{4}:){3}[0-9a-f]{4})\b`)},
+	{kind: "mac", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{4}:){3}[0-9a-f]{4})\b`), spare: isDevice},
 	{kind: "mac", hints: []string{"-"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}-){5,7}[0-9a-f]{2})\b`)},
 	{kind: "uuid", hints: []string{"-"}, re: regexp.MustCompile(`(?i)\b([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\b`)},
 	{kind: "id", re: regexp.MustCompile(`\b([0-9a-f]{32})\b`)},
@@ -90,10 +90,24 @@ var rules = []rule{
 	{kind: "user", hints: []string{"logname="}, re: regexp.MustCompile(`\bLOGNAME=([^\s;"']+)`), spare: isRoot},
 	{kind: "user", hints: []string{"for user ", "of user "}, re: regexp.MustCompile(`\b(?:for|of) user ([A-Za-z_][\w-]*)`), spare: isRoot},
 	{kind: "user", hints: []string{"(uid="}, re: regexp.MustCompile(`\bby ([A-Za-z_][\w-]*)\(uid=`), spare: isRoot},
-	{kind: "mail", hints: []string{"@"}, re: regexp.MustCompile(`\b([A-Za-z0-9][\w.+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)\b`), spare: func(v string) bool { return strings.HasSuffix(v, "@lists.debian.org") }},
+	{kind: "mail", hints: []string{"@"}, re: regexp.MustCompile(`\b([A-Za-z0-9][\w.+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)\b`), spare: isUnit},
 }
 
 func isRoot(v string) bool { return v == "root" }
+
+// isDevice tells a PCI id with its subsystem, 10de:1c82:1b4c:11bf, which has the form of a GUID.
+func isDevice(v string) bool { return strings.HasPrefix(v, "10de:") }
+
+// isUnit tells what looks like a mail address and names no person: a systemd unit made from a template, and the
+// lists that stand in every Debian kernel's first line.
+func isUnit(v string) bool {
+	for _, end := range []string{".service", ".socket", ".slice", ".target", ".path", ".timer", "@lists.debian.org"} {
+		if strings.HasSuffix(v, end) {
+			return true
+		}
+	}
+	return false
+}
 
 var (
 	pemBegin = regexp.MustCompile(`-----BEGIN ([A-Z0-9 ]+)-----`)
