@@ -53,7 +53,14 @@ if have journalctl; then
 		$T journalctl -u "$unit" -b -q --no-pager -o short-monotonic --no-hostname 2>/dev/null </dev/null | take "logs/unit-$unit.log" $((MB / 4))
 	done
 fi
-file logs/apt-term.log $((2 * MB)) "$R/var/log/apt/term.log"
+# The last run of apt is what a diagnosis goes by: what an earlier one failed at may long be put right.
+f=$R/var/log/apt/term.log
+if [ -s "$f" ] && [ -r "$f" ]; then
+	n=$(grep -n '^Log started:' "$f" | tail -n 1 | cut -d : -f 1)
+	n=${n:-1}
+	head -n $((n - 1)) "$f" | take logs/apt-term-before.txt "$MB"
+	tail -n "+$n" "$f" | take logs/apt-term.log $((2 * MB))
+fi
 file logs/apt-history.log $((MB / 2)) "$R/var/log/apt/history.log"
 file logs/dpkg.log $((MB / 2)) "$R/var/log/dpkg.log"
 file logs/dnf.log $((2 * MB)) "$R/var/log/dnf.log"

@@ -127,7 +127,7 @@ func TestBundleHoldsAllThatHelpsAndNoSecret(t *testing.T) {
 		"etc/apt/sources.list":           "deb http://alice:hunter2@proxy.example/debian bookworm main\n",
 		"etc/apt/sources.list.d/x.sources": "Types: deb\nURIs: https://bearer:0zQsubscription@esm.example/apps\nSuites: x\nSigned-By:\n" +
 			" -----BEGIN PGP PUBLIC KEY BLOCK-----\n PlantedPrivateKeyBytes\n -----END PGP PUBLIC KEY BLOCK-----\n",
-		"var/log/apt/term.log":                             "Log started\nErr:1 http://alice:hunter2@proxy.example/debian\nAuthorization: Bearer plantedbearer01\nE: Unable to locate package nvidia-open-580\n",
+		"var/log/apt/term.log":                             "Log started: 2026-11-21  10:00:00\nE: Unable to locate package linux-headers-6.1.0-1-amd64\nLog ended: 2026-11-21  10:00:01\nLog started: 2026-11-22  10:00:00\nErr:1 http://alice:hunter2@proxy.example/debian\nAuthorization: Bearer plantedbearer01\nE: Unable to locate package nvidia-open-580\n",
 		"var/log/apt/history.log":                          "Commandline: apt-get install nvidia-driver\nRequested-By: carol (1000)\n",
 		"var/log/nvidia-installer.log":                     "/home/dave/NVIDIA.run\n-----BEGIN OPENSSH PRIVATE KEY-----\nPlantedPrivateKeyBytes\n-----END OPENSSH PRIVATE KEY-----\n",
 		"var/log/dnf.log":                                  "entitlement:\n-----BEGIN ENTITLEMENT DATA-----\nPlantedEntitlement\n-----END ENTITLEMENT DATA-----\n",
@@ -187,6 +187,7 @@ E`)
 		"gpuguest/journal.jsonl":               `"step":"driver"`,
 		"logs/kernel.log":                      "BAR1 is 0M @ 0x0 (PCI:0000:0a:00.0)",
 		"logs/apt-term.log":                    "Unable to locate package nvidia-open-580",
+		"logs/apt-term-before.txt":             "linux-headers-6.1.0-1-amd64",
 		"logs/apt-history.log":                 "Requested-By: [user-",
 		"logs/dkms-make-1.log":                 "No rule to make target",
 		"logs/nvidia-installer.log":            "a key or certificate was left out",
@@ -223,6 +224,9 @@ E`)
 	if err := json.Unmarshal([]byte(out), &said); err != nil || code != exitVerify {
 		t.Fatalf("exit %d, %v: %s", code, err, out)
 	}
+	if strings.Contains(out, "linux-headers-6.1.0-1-amd64") {
+		t.Errorf("what an earlier run of apt failed at is taken for today's: %s", out)
+	}
 	for id, source := range map[string]string{"bar-zero": "logs/kernel.log", "apt-not-found": "logs/apt-term.log", "smi-no-devices": "guest/nvidia-smi.txt"} {
 		if !slices.Contains(said.Verdicts, verdict{id, file + ":" + source}) {
 			t.Errorf("no %s from %s: %s", id, source, out)
@@ -242,5 +246,22 @@ func TestBundleThatCannotBeWrittenLeavesNothing(t *testing.T) {
 	}
 	if n := g.srv.Connections(); n != 1 {
 		t.Errorf("%d connections: the flags are looked at before anybody is dialled", n)
+	}
+}
+
+// What lies in the hardware or at the host is told, and nothing in the guest is touched for it.
+func TestFixChangesNothingForWhatIsNotInTheGuest(t *testing.T) {
+	t.Parallel()
+	g := newInProcess(t)
+	g.shell.Tool("dmesg", "echo 'NVRM: GPU 0000:18:00.0: GPU has fallen off the bus.'")
+	for _, quiet := range []string{"journalctl", "nvidia-smi"} {
+		g.shell.Tool(quiet, "exit 0")
+	}
+	code, out, progress := command(t, append([]string{"diagnose", "--fix"}, g.flags...)...)
+	if code != exitVerify || !strings.Contains(out, "in the hardware") || g.srv.Connections() != 1 {
+		t.Errorf("exit %d over %d connections: %s%s", code, g.srv.Connections(), out, progress)
+	}
+	if left, err := os.ReadDir(filepath.Join(g.shell.Dir, "state")); err != nil || len(left) != 0 {
+		t.Errorf("it left %v, %v", left, err)
 	}
 }

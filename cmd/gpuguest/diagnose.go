@@ -35,7 +35,8 @@ var guestLogs = []guestLog{
 	{"persistence daemon", `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`, true},
 	{"fabric manager", `journalctl -u nvidia-fabricmanager -b -q --no-pager -n 200 2>/dev/null || true`, true},
 	{"dkms make.log", `for f in /var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`, false},
-	{"apt's log", `[ ! -e /var/log/apt/term.log ] || tail -c 4000000 /var/log/apt/term.log`, false},
+	// The last run of apt: what an earlier one failed at may long be put right.
+	{"apt's log", `f=/var/log/apt/term.log; [ -e $f ] || exit 0; n=$(grep -n '^Log started:' $f | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" $f | tail -c 4000000`, false},
 	{"nvidia-installer.log", `[ ! -e /var/log/nvidia-installer.log ] || tail -c 4000000 /var/log/nvidia-installer.log`, false},
 	{"cuda-installer.log", `[ ! -e /var/log/cuda-installer.log ] || tail -c 4000000 /var/log/cuda-installer.log`, false},
 	{"gpuguest's last job", `f=$(ls -t /var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -z "$f" ] || tail -c 4000000 "$f"`, false},
