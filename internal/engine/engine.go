@@ -93,7 +93,7 @@ const (
 // Run brings the guest to what the plan says. The report is filled as far as the run came, also when it
 // fails. Errors are those of guest, of Config.Plan, a *StepError, ErrBootLoop or ErrDetached.
 func Run(ctx context.Context, c Config) (Report, error) {
-	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int)}
+	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int), redone: make(map[string]bool)}
 	r.report.Host, r.report.Found = c.Host, c.First
 	err := r.converge(ctx)
 	if r.conn != nil {
@@ -104,6 +104,7 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	r.report.Seconds = time.Since(r.began).Seconds()
 	r.report.GuestTime = r.inGuest.Seconds()
 	r.report.Result = "done"
+	r.conclude(err)
 	if err != nil {
 		r.report.Result = "failed"
 		r.report.Error = problem(err)
@@ -145,6 +146,7 @@ type run struct {
 	warned  []string           // what steps warned of, in this run
 	changes map[steps.ID]int   // how often a step had to be brought about since a remedy was last tried
 	left    *diagnosis.Verdict // what the diagnosis began with and no remedy helped
+	redone  map[string]bool    // verdicts for which the run went back to the step that sees to them
 }
 
 // quietAfter is how long a step may print nothing before the user is told what it is at. Building an

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"gpuguest/internal/choice"
 	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
 	"gpuguest/internal/remedy"
 	"gpuguest/steps"
 )
@@ -60,34 +62,49 @@ func (r *run) cure(ctx context.Context, failed *StepError) (verdict, error) {
 	if r.Remedies == NoRemedies || ctx.Err() != nil {
 		return done, failed
 	}
-	text := failed.text
-	if failed.Verify {
-		res, err := r.conn.Run(ctx, guest.Command{Script: kernelLog, Timeout: 2 * time.Minute})
-		if err != nil {
+	t, open := remedy.Open(remedy.Trials(r.facts.State.Journal))
+	if !failed.Verify {
+		if open && slices.Contains(remedy.Steps(t.Fix), string(failed.Step)) {
+			// The remedy itself cannot be brought about. Without it the failure of before shows again.
+			return again, r.end(ctx, t, remedy.Undone)
+		}
+		// A guest is booted only once all work for that boot is done, which this step's is not: no remedy that
+		// takes a boot could show what it does, and the others are what running again does.
+		v, known := diagnosis.Cause(failed.text)
+		if known {
+			if back, err := r.redo(ctx, failed, v); back || err != nil {
+				return again, err
+			}
+		}
+		return done, r.given(failed, v, known)
+	}
+	if open && !r.inForce(t) {
+		// It did not come far enough to be judged; the next run goes on with it.
+		return done, failed
+	}
+	res, err := r.conn.Run(ctx, guest.Command{Script: kernelLog, Timeout: 2 * time.Minute})
+	if err != nil {
+		return done, err
+	}
+	text := string(res.Stdout) + "\n" + failed.text
+	moved := false
+	if open {
+		// A reader over a string fails only on broken gzip.
+		found, _ := diagnosis.Read("", strings.NewReader(text))
+		state := remedy.Kept
+		if shows(found, t) {
+			state, moved = remedy.Undone, t.Fix != remedy.Reboot
+		}
+		if err := r.end(ctx, t, state); err != nil {
 			return done, err
 		}
-		text = string(res.Stdout) + "\n" + text
 	}
-	// A reader over a string fails only on broken gzip.
-	found, _ := diagnosis.Read("", strings.NewReader(text))
-	moved := false
-	if t, open := remedy.Open(remedy.Trials(r.facts.State.Journal)); open {
-		switch {
-		case failed.Verify && r.inForce(t) && !shows(found, t):
-			if err := r.end(ctx, t, remedy.Kept); err != nil {
-				return done, err
-			}
-		case failed.Verify && r.inForce(t), !failed.Verify && slices.Contains(remedy.Steps(t.Fix), string(failed.Step)):
-			if err := r.end(ctx, t, remedy.Undone); err != nil {
-				return done, err
-			}
-			moved = t.Fix != remedy.Reboot
-		default:
-			// It did not come far enough to be judged; the next run goes on with it.
-			return done, failed
-		}
+	// What the step itself said is to the point; the rest of the kernel's log counts where that tells nothing.
+	v, known := diagnosis.Cause(failed.text)
+	if !known {
+		v, known = diagnosis.Cause(text)
+		known = known && v.Severity == diagnosis.Fatal
 	}
-	v, known := diagnosis.Cause(text)
 	if known {
 		next, after, err := r.next(v.On(strings.Join(r.facts.Kernel.Cmdline, " ")))
 		if err != nil {
@@ -104,6 +121,41 @@ func (r *run) cure(ctx context.Context, failed *StepError) (verdict, error) {
 	return done, r.given(failed, v, known)
 }
 
+// redo tells whether the run goes back to a step, once for a cause: the one that sees to the cause of this failure
+// was met when the run passed it and is not any more.
+func (r *run) redo(ctx context.Context, failed *StepError, v diagnosis.Verdict) (bool, error) {
+	m, ok := remedy.Lookup(v.Fix)
+	if !ok || m.Kind() != remedy.Step || r.redone[v.ID] {
+		return false, nil
+	}
+	items := r.plan.Items()
+	at := slices.IndexFunc(items, func(it plan.Item) bool { return string(it.ID) == remedy.Steps(m.Fix)[0] })
+	if at < 0 || items[at].ID == failed.Step {
+		return false, nil
+	}
+	now, err := r.check(ctx, items[at:at+1])
+	if err != nil || now[items[at].ID].Met {
+		return false, err
+	}
+	r.redone[v.ID] = true
+	r.tell(Event{Kind: Notice, Text: fmt.Sprintf("%s: going back to step %s: %s", v.ID, items[at].ID, now[items[at].ID].Why)})
+	r.report.Remedies = append(r.report.Remedies, RemedyReport{Remedy: m.Fix, Cause: v.ID, Result: Open})
+	return true, nil
+}
+
+// conclude says in the report what became of the steps that the run went back to.
+func (r *run) conclude(err error) {
+	for i, m := range r.report.Remedies {
+		if m.Result != Open || !strings.HasPrefix(m.Remedy, remedy.Step+" ") {
+			continue
+		}
+		r.report.Remedies[i].Result = Helped
+		if failed, ok := errors.AsType[*StepError](err); ok && failed.Verdict != nil && failed.Verdict.ID == m.Cause {
+			r.report.Remedies[i].Result = NoHelp
+		}
+	}
+}
+
 // given makes the failure that ends the run: with what was tried in vain for this cause, and where it lies now.
 func (r *run) given(failed *StepError, v diagnosis.Verdict, known bool) *StepError {
 	if !known {
@@ -114,9 +166,9 @@ func (r *run) given(failed *StepError, v diagnosis.Verdict, known bool) *StepErr
 			failed.Tried = append(failed.Tried, t.Fix)
 		}
 	}
-	failed.Verdict = &v
+	failed.Verdict, failed.Hint = &v, v.Hint()
 	if len(failed.Tried) > 0 {
-		failed.Hint = v.Hint() + " (tried in vain: " + strings.Join(failed.Tried, ", ") + ")"
+		failed.Hint += " (tried in vain: " + strings.Join(failed.Tried, ", ") + ")"
 	}
 	if r.Advice != nil {
 		failed.Advice = r.Advice(v, r.facts)
@@ -269,6 +321,9 @@ func joined(journal string, rec Record) string {
 // takenBack records, once nothing of it is left, that remedies which did not help are gone. From then on the same
 // argument is whoever's sets it.
 func (r *run) takenBack(ctx context.Context) error {
+	if r.Remedies == NoRemedies {
+		return nil
+	}
 	for _, t := range remedy.Trials(r.facts.State.Journal) {
 		if t.State != remedy.Undone {
 			continue
@@ -289,6 +344,10 @@ func (r *run) begin(ctx context.Context) error {
 		return nil
 	}
 	for _, v := range first {
+		if v.Severity == diagnosis.Fatal && !v.Past && (v.Where == diagnosis.Host || v.Where == diagnosis.Hardware) {
+			// What ranks behind it may follow from it, and cannot be helped before it is.
+			return nil
+		}
 		v = v.On(strings.Join(r.facts.Kernel.Cmdline, " "))
 		if m, ok := remedy.Lookup(v.Fix); !ok || m.Kind() == remedy.Step || v.Severity == diagnosis.Info || v.Past {
 			continue
@@ -308,7 +367,7 @@ func (r *run) begin(ctx context.Context) error {
 // diagnosis began with shows again.
 func (r *run) settle(ctx context.Context) (verdict, error) {
 	t, open := remedy.Open(remedy.Trials(r.facts.State.Journal))
-	if !open {
+	if !open || r.Remedies == NoRemedies {
 		return done, nil
 	}
 	var found []diagnosis.Verdict

@@ -481,3 +481,107 @@ esac`)
 		t.Errorf("the second time: %v, %s", err, states(r))
 	}
 }
+
+// Headers that vanish between their step and the one that needs them: the run goes back to their step, once.
+func TestStepThatSeesToTheCauseIsGoneBackTo(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		vanish int // how often they do
+		result string
+	}{"once": {1, engine.Helped}, "again and again": {9, engine.NoHelp}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t, "")
+			headers := filepath.Join(p.root, "headers")
+			cfg := p.config()
+			cfg.Plan = func(facts.Facts) (plan.Plan, error) {
+				driver := plan.Item{ID: "driver", Title: "build", Check: "[ -e " + sh.Quote(headers+".used") + " ] || { echo not built; exit 1; }",
+					Actions: []action.Action{action.Run{Title: "build", Script: "[ -e " + sh.Quote(headers) + " ] && touch " + sh.Quote(headers+".used") + " || { echo 'Error! Your kernel headers for kernel 6.1.0-1-amd64 cannot be found at /lib/modules/6.1.0-1-amd64/build or /lib/modules/6.1.0-1-amd64/source.'; exit 1; }"}}}
+				return plan.Plan{Distro: distros.Distro{Packages: filePackages{file: filepath.Join(p.root, "packages")}},
+					Segments: []plan.Segment{{Items: []plan.Item{with("headers", headers, "x", false), driver}}}}, nil
+			}
+			left := c.vanish
+			cfg.Tell = func(e engine.Event) {
+				if e.Kind == engine.StepBegan && e.Step == "driver" && left > 0 {
+					left--
+					if err := os.Remove(headers); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			r, err := p.run(cfg)
+			if want := []engine.RemedyReport{{Remedy: "step headers", Cause: "dkms-no-headers", Result: c.result}}; !slices.Equal(r.Remedies, want) || p.trials() != "" {
+				t.Errorf("%+v, tried %s", r.Remedies, p.trials())
+			}
+			var step *engine.StepError
+			if c.vanish == 1 && err != nil || c.vanish > 1 && (!errors.As(err, &step) || step.Verify || step.Verdict == nil || step.Verdict.ID != "dkms-no-headers") {
+				t.Errorf("%v, %+v", err, r.Error)
+			}
+		})
+	}
+}
+
+func TestFirmwareInTheInitramfsIsKeptWhenItHelps(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, "")
+	hook := filepath.Join(p.root, "hook")
+	p.shell.Tool("dmesg", "[ -e "+sh.Quote(hook)+" ] || echo 'NVRM: RmFetchGspRmImages: No firmware image found'")
+	cfg := p.config()
+	cfg.Plan = func(f facts.Facts) (plan.Plan, error) {
+		pl, err := p.plan(f)
+		if p.wants.Firmware || p.wants.DropFirmware {
+			text := map[bool]string{true: "x"}[p.wants.Firmware]
+			pl.Segments[0].Items = append(pl.Segments[0].Items, with("initramfs-firmware", hook, text, false))
+		}
+		return pl, err
+	}
+	r, err := p.run(cfg)
+	if err != nil || r.Reboots != 1 || p.trials() != "initramfs firmware: kept" {
+		t.Fatalf("%v, %d reboots, tried %s", err, r.Reboots, p.trials())
+	}
+	if r, err = p.run(cfg); err != nil || r.Reboots != 0 {
+		t.Errorf("again: %v, %d reboots", err, r.Reboots)
+	}
+}
+
+// CUDA's own error is enough: a proof that ends with it is helped by the module's option.
+func TestProofThatEndsWithCUDAsErrorIsHelpedByTheModulesOption(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, `case $OPTIONS in *uvm_disable_hmm=1*) ;; *) echo 'cuInit returned 3' ;; esac`)
+	r, err := p.run(p.config())
+	if err != nil || r.Reboots != 1 || p.trials() != "module-option nvidia_uvm uvm_disable_hmm=1: kept" || r.Remedies[0].Cause != "cuda-3" {
+		t.Errorf("%v, %d reboots, tried %s, %+v", err, r.Reboots, p.trials(), r.Remedies)
+	}
+}
+
+func TestRunThatMayTryNothingWritesNothingOfTrials(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, always)
+	cfg := p.config()
+	cfg.MaxReboots = 2 // one argument, and its way back
+	if _, err := p.run(cfg); err == nil {
+		t.Fatal("a guest beyond help was helped")
+	}
+	before := len(p.journal())
+	cfg.Remedies = engine.NoRemedies
+	cfg.Reboot = choice.RebootNever
+	if r, err := p.run(cfg); err == nil || len(p.journal()) != before || r.Error.Verdict != nil {
+		t.Errorf("%v, %d records more", err, len(p.journal())-before)
+	}
+}
+
+// The proof that the next boot has its driver comes after the work: as long as that fails nobody boots the guest.
+func TestGuestWhoseWorkFailsIsNotBootedAsARemedy(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, "")
+	cfg := p.config()
+	cfg.Plan = func(facts.Facts) (plan.Plan, error) {
+		busy := plan.Item{ID: "driver", Title: "load", Check: "exit 1", Actions: []action.Action{action.Run{Title: "load", Script: "echo 'modprobe: FATAL: Module nvidia is in use.'; exit 1"}}}
+		return plan.Plan{Distro: distros.Distro{Packages: filePackages{file: filepath.Join(p.root, "packages")}}, Segments: []plan.Segment{{Items: []plan.Item{busy}}}}, nil
+	}
+	r, err := p.run(cfg)
+	var step *engine.StepError
+	if !errors.As(err, &step) || r.Reboots != 0 || p.trials() != "" || step.Verdict == nil || step.Verdict.ID != "module-busy" {
+		t.Fatalf("%v, %d reboots, tried %s, %+v", err, r.Reboots, p.trials(), step)
+	}
+}
