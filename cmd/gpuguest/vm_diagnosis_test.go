@@ -179,8 +179,8 @@ apt-get -y -q install nvidia-driver-pinning-580
 apt-get -y -q --no-install-recommends install nvidia-kernel-dkms nvidia-driver-cuda nvidia-persistenced`)
 	g.expect("smi-mismatch", false)
 	r, code = g.run("install", append(g.mirror(), "--driver", "580")...)
-	booted := []engine.RemedyReport{{Remedy: "reboot", Cause: "loaded-mismatch", Result: engine.Helped}}
-	if code != exitDone || r.Reboots != 1 || !slices.Equal(r.Remedies, booted) || r.Driver == "580.95.05" {
+	// Which of its symptoms a mismatch shows first is the packages' affair.
+	if code != exitDone || r.Reboots != 1 || len(r.Remedies) != 1 || r.Remedies[0].Remedy != "reboot" || r.Remedies[0].Result != engine.Helped || r.Driver == "580.95.05" {
 		t.Errorf("install after the upgrade: exit %d, %d reboots, driver %s, tried %+v, error %+v", code, r.Reboots, r.Driver, r.Remedies, r.Error)
 	}
 
@@ -188,7 +188,7 @@ apt-get -y -q --no-install-recommends install nvidia-kernel-dkms nvidia-driver-c
 	g.replaced([]string{"10de:2b85"}, lab.ModeOK)
 	g.expect("requires-open", true)
 	r, code = g.run("diagnose", append(g.mirror(), "--fix", "--driver", "580")...)
-	if code != exitDone || r.Flavor != "open" {
+	if code != exitDone || r.Flavor != "open" || r.Reboots != 1 {
 		t.Errorf("diagnose --fix: exit %d, flavor %s, tried %+v, error %+v", code, r.Flavor, r.Remedies, r.Error)
 	}
 	if after := g.shell("lspci -nnk -d 10de:"); !strings.Contains(after, "Kernel driver in use: nvidia") {

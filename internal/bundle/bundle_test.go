@@ -100,3 +100,22 @@ func TestLogsOfABundleAreReadAndNothingElseIs(t *testing.T) {
 		}
 	}
 }
+
+func FuzzLogs(f *testing.F) {
+	var out bytes.Buffer
+	if err := Write(&out, &Manifest{}, []File{{Name: "logs/kernel.log", Data: []byte("NVRM\n")}}); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(out.Bytes())
+	f.Add(out.Bytes()[:60])
+	f.Add([]byte{0x1f, 0x8b, 8, 0})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		_, _ = Logs(bytes.NewReader(data), func(name string, r io.Reader) error {
+			if !IsLog(name) {
+				t.Errorf("%q is handed over", name)
+			}
+			_, err := io.Copy(io.Discard, r)
+			return err
+		})
+	})
+}

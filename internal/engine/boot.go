@@ -65,8 +65,11 @@ func (r *run) boot(ctx context.Context, changed bool) (verdict, error) {
 
 // reason says why a boot is owed, "" when none is.
 func (r *run) reason(owed []steps.ID) string {
-	if t, open := remedy.Open(remedy.Trials(r.facts.State.Journal)); open && t.Fix == remedy.Reboot && t.Boot == r.facts.BootID {
-		return "a remedy for " + t.Cause
+	if t, open := remedy.Open(remedy.Trials(r.facts.State.Journal)); open && t.Boot == r.facts.BootID {
+		// Also where nothing else asks for it: what the kernel said of the failure stands in its log until then.
+		if m, ok := remedy.Lookup(t.Fix); ok && m.Boots {
+			return t.Fix + " is tried for " + t.Cause
+		}
 	}
 	if len(owed) > 0 {
 		names := make([]string, len(owed))

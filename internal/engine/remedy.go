@@ -245,14 +245,11 @@ func (r *run) brought(id string) bool {
 
 // inForce tells whether what is being tried is at work, so that a failure says something about it.
 func (r *run) inForce(t remedy.Trial) bool {
-	kind, arg, _ := strings.Cut(t.Fix, " ")
-	switch kind {
-	case remedy.KernelArg:
-		return slices.Contains(r.facts.Kernel.Cmdline, arg)
-	case remedy.Reboot:
-		return t.Boot != r.facts.BootID
+	if m, ok := remedy.Lookup(t.Fix); ok && m.Boots && t.Boot == r.facts.BootID {
+		return false
 	}
-	return true
+	kind, arg, _ := strings.Cut(t.Fix, " ")
+	return kind != remedy.KernelArg || slices.Contains(r.facts.Kernel.Cmdline, arg)
 }
 
 // shows tells whether the failure that a remedy was tried for is still among what was found: the same verdict,

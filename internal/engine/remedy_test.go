@@ -369,8 +369,8 @@ func TestWrongFlavorIsExchangedOnlyWhenAsked(t *testing.T) {
 	if err := os.Remove(filepath.Join(p.root, "flavor")); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := p.run(cfg); err != nil || p.trials() != "flavor open: kept" || p.wants.Flavor != "open" {
-		t.Errorf("asked: %v, tried %s, %+v", err, p.trials(), r.Remedies)
+	if r, err := p.run(cfg); err != nil || p.trials() != "flavor open: kept" || p.wants.Flavor != "open" || r.Reboots != 1 {
+		t.Errorf("asked: %v, %d reboots, tried %s, %+v", err, r.Reboots, p.trials(), r.Remedies)
 	}
 }
 

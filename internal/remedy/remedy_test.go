@@ -183,3 +183,22 @@ func TestNoRecordedGuestIsOnTrial(t *testing.T) {
 		}
 	}
 }
+
+func FuzzTrials(f *testing.F) {
+	f.Add(record("try kernel-arg pci=realloc", "undone kernel-arg pci=realloc", "try reboot"))
+	f.Add(`{"event":"try"}` + "\n" + `{"event":"kept","remedy":""}` + "\n\x00{")
+	f.Fuzz(func(t *testing.T, journal string) {
+		trials := Trials(journal)
+		if len(trials) > strings.Count(journal, "\n")+1 {
+			t.Errorf("%d trials", len(trials))
+		}
+		w := Want(choice.Want{KernelArgs: []string{"quiet"}}, journal)
+		if w.KernelArgs[0] != "quiet" {
+			t.Errorf("%+v", w)
+		}
+		_, open := Open(trials)
+		if left := Trials(journal + "\n" + `{"event":"uninstalled"}` + "\n"); len(left) != 0 && open {
+			t.Errorf("an uninstall left %+v", left)
+		}
+	})
+}
