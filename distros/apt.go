@@ -68,9 +68,28 @@ if ! apt-get check -q -o DPkg::Lock::Timeout=600 >/dev/null 2>&1 ||
 fi`
 }
 
+func (a apt) Snapshot() string { return "gpuguest_packages=$(" + packageStates + ")" }
+
+// packageStates lists every package, the state first, so that a pattern finds one without a fork.
+const packageStates = `dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n'`
+
 func (a apt) Installed(packages ...string) string {
-	return `dpkg-query -W -f='${Package} ${Version} ${db:Status-Status}\n' ` + sh.Join(packages...) +
-		` 2>/dev/null | awk '$3 == "installed" && !seen[$1]++ { print $1, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'`
+	return `(
+: "${gpuguest_packages=$(` + packageStates + ` ` + sh.Join(packages...) + ` 2>/dev/null)}"
+missing=
+for p in ` + sh.Join(packages...) + `; do
+	case "
+$gpuguest_packages" in
+*"
+installed $p "*) ;;
+*)
+		echo "$p is not installed"
+		missing=1
+		;;
+	esac
+done
+[ -z "$missing" ]
+)`
 }
 
 func (a apt) Offered(packages ...string) string {
@@ -122,7 +141,7 @@ mv -f ` + part + ` ` + sh.Quote(dest)
 }
 
 // The kernel's table of locks is asked, as neither fuser nor lsof is on a stock guest. It knows files by
-// inode only, so the process must also have a file of that name open.
+// inode only, so the process must also have that very file open. Where nobody holds a lock nothing is forked.
 func (a apt) WaitLock(seconds int) string {
 	var files []string
 	for _, f := range []string{"/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"} {
@@ -131,14 +150,19 @@ func (a apt) WaitLock(seconds int) string {
 	return `(
 left=` + fmt.Sprint(seconds) + `
 said=
+[ -r /proc/locks ] || exit 0
 while :; do
 	holder=
-	for f in ` + sh.Join(files...) + `; do
-		i=$(stat -c %i "$f" 2>/dev/null) || continue
-		for p in $(awk -v i="$i" '$2 == "POSIX" && $4 == "WRITE" { n = split($6, a, ":"); if (a[n] == i) print $5 }' /proc/locks); do
-			case $(ls -l "/proc/$p/fd" 2>/dev/null) in *"-> $f"*) holder="process $p ($(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c 1-120)) holds $f" ;; esac
+	while read -r _ kind _ mode p dev _; do
+		[ "$kind$mode" = POSIXWRITE ] || continue
+		for f in ` + sh.Join(files...) + `; do
+			for d in "/proc/$p/fd"/*; do
+				# shellcheck disable=SC3013 # dash, bash and busybox know -ef
+				[ "$d" -ef "$f" ] && [ "${dev##*:}" = "$(stat -L -c %i "$f" 2>/dev/null)" ] || continue
+				holder="process $p ($(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c 1-120)) holds $f"
+			done
 		done
-	done
+	done </proc/locks
 	[ -n "$holder" ] || exit 0
 	if [ "$holder" != "$said" ]; then
 		echo "gpuguest: waiting: $holder" >&2
