@@ -42,11 +42,14 @@ func fabricDriver(in Input) string {
 	return cmp.Or(in.Choice.Version, in.Facts.Driver.Next.Version, strconv.Itoa(in.Choice.Branch)+".")
 }
 
-// fabricVersion is true when the package is installed at that version. Package versions carry an epoch before it
-// and a revision behind.
-func fabricVersion(in Input, name string) string {
-	return `( ` + in.Distro.Packages.Installed(name) + ` ) 2>/dev/null | awk -v d=` + sh.Quote(fabricDriver(in)) +
-		` '{ v = $2; sub(/^[0-9]+:/, "", v); ok = v == d || index(v, d "-") == 1 || d ~ /[.]$/ && index(v, d) == 1 } END { exit !ok }'`
+// fabricVersion is sh that sets $found to the name of the fabric manager's package that is installed at that
+// version, "" none. Package versions carry an epoch before it and a revision behind.
+func fabricVersion(in Input) string {
+	return lines(
+		`found=$( ( `+in.Distro.Packages.List()+` ) | awk -v names=`+sh.Quote(strings.Join(fabricNames(in), " "))+` -v d=`+sh.Quote(fabricDriver(in))+` '`,
+		`	BEGIN { n = split(names, w, " "); for (i = 1; i <= n; i++) is[w[i]] = 1 }`,
+		`	{ name = $1; sub(/:.*/, "", name); v = $2; sub(/^[0-9]+:/, "", v) }`,
+		`	name in is && (v == d || index(v, d "-") == 1 || d ~ /[.]$/ && index(v, d) == 1) { print name; exit }')`)
 }
 
 func init() {
@@ -57,15 +60,12 @@ func init() {
 		Fresh:  true,
 		Wanted: needsFabric,
 		Check: func(in Input) string {
-			script := []string{`found=`}
-			for _, name := range fabricNames(in) {
-				script = append(script, `if `+fabricVersion(in, name)+`; then found=`+sh.Quote(name)+`; fi`)
-			}
-			return lines(append(script,
+			return lines(
+				fabricVersion(in),
 				`[ -n "$found" ] || { echo "no fabric manager of version "`+sh.Quote(fabricDriver(in))+`" is installed"; exit 1; }`,
 				`[ "$(systemctl is-enabled `+fabricUnit+` 2>/dev/null)" = enabled ] || { echo "`+fabricUnit+` is not enabled at boot"; exit 1; }`,
 				`[ "$(systemctl is-active `+fabricUnit+` 2>/dev/null)" = active ] || { echo "`+fabricUnit+` does not run"; journalctl -u `+fabricUnit+` -b -q --no-pager -o cat -n 10 2>/dev/null; exit 1; }`,
-				`echo "$found "`+sh.Quote(fabricDriver(in))+`" runs"`)...)
+				`echo "$found "`+sh.Quote(fabricDriver(in))+`" runs"`)
 		},
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages

@@ -94,7 +94,7 @@ func (a *app) collect(ctx context.Context, output string) error {
 	p, perr := collectPlan(f)
 	if perr == nil {
 		// The checks go before the end mark, as one more section.
-		checks := "printf '== guest/checks.txt\\n'\n( sh -c " + sh.Quote(plan.Checks(p.Items(), mark)) + " ) 2>&1 </dev/null | tail -c 1000000 | sed 's/^/|/'\n"
+		checks := "printf '== guest/checks.txt\\n'\n( sh -c " + sh.Quote(plan.Checks(p.Distro, p.Items(), mark)) + " ) 2>&1 </dev/null | tail -c 1000000 | sed 's/^/|/'\n"
 		script = strings.Replace(script, "echo '== end'\n", checks+"echo '== end'\n", 1)
 	}
 	said, err := a.askAll(ctx, conn, script)
