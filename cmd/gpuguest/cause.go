@@ -26,7 +26,6 @@ func mending(policy engine.Remedies, w *choice.Want) func(*engine.Config) {
 	return func(c *engine.Config) {
 		c.Remedies = policy
 		c.Against = func(m remedy.Remedy, f facts.Facts) string { return m.Against(*w, f) }
-		c.Advice = advice
 	}
 }
 

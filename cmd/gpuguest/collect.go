@@ -128,6 +128,9 @@ func (a *app) collect(ctx context.Context, output string) error {
 		add("plan.json", asJSON.Bytes())
 	}
 	ranked := diagnosis.Rank(found)
+	for i, v := range ranked {
+		ranked[i] = remedy.After(v, f)
+	}
 	var verdicts bytes.Buffer
 	for _, v := range ranked {
 		fmt.Fprintln(&verdicts, v)

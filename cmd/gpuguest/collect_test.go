@@ -249,6 +249,29 @@ func TestBundleThatCannotBeWrittenLeavesNothing(t *testing.T) {
 	}
 }
 
+// With both arguments tried in vain, the same line of the log is the host's, and the lines to change come with it.
+func TestVerdictOnTheHostComesWithTheLinesToChange(t *testing.T) {
+	t.Parallel()
+	g := newInProcess(t)
+	trial := func(event, fix string) string {
+		return `{"time":"2026-11-22T10:00:00Z","boot":"b","event":"` + event + `","remedy":"` + fix + `","cause":"bar-zero","with":"driver , kernel "}` + "\n"
+	}
+	g.shell.Tool("dmesg", "echo 'NVRM: BAR1 is 0M @ 0x0 (PCI:0000:0a:00.0)'")
+	for _, quiet := range []string{"journalctl", "nvidia-smi"} {
+		g.shell.Tool(quiet, "exit 0")
+	}
+	g.write(t, map[string]string{"var/lib/gpuguest/journal": "\n"})
+	if code, out, _ := command(t, append([]string{"diagnose"}, g.flags...)...); code != exitVerify || !strings.Contains(out, "1. fatal, in the guest: ") || strings.Contains(out, "fw_cfg") {
+		t.Errorf("before: exit %d: %s", code, out)
+	}
+	g.write(t, map[string]string{"var/lib/gpuguest/journal": trial("try", "kernel-arg pci=realloc") + trial("undone", "kernel-arg pci=realloc") + trial("back", "kernel-arg pci=realloc") +
+		trial("try", "kernel-arg pci=realloc=off") + trial("undone", "kernel-arg pci=realloc=off")})
+	code, out, _ := command(t, append([]string{"diagnose", "--fix"}, g.flags...)...)
+	if code != exitVerify || !strings.Contains(out, "1. fatal, on the host: ") || !strings.Contains(out, "name=opt/ovmf/X-PciMmio64Mb,string=") || !strings.Contains(out, "pci-hole64-size=") {
+		t.Errorf("after: exit %d: %s", code, out)
+	}
+}
+
 // What lies in the hardware or at the host is told, and nothing in the guest is touched for it.
 func TestFixChangesNothingForWhatIsNotInTheGuest(t *testing.T) {
 	t.Parallel()

@@ -76,22 +76,29 @@ install and count with --fix only; give those that the guest was installed with.
 				if err != nil {
 					return err
 				}
-				return a.printVerdicts(diagnosis.Rank(found))
+				return a.printVerdicts(diagnosis.Rank(found), nil)
 			}
 			if err := checkWant(w); err != nil {
 				return err
 			}
-			now, before, err := a.guestVerdicts(c.Context())
+			now, before, f, err := a.guestVerdicts(c.Context())
 			if err != nil {
 				return err
 			}
 			all := diagnosis.Rank(slices.Concat(now, before))
+			var lines []string
+			for i := range all {
+				all[i] = remedy.After(all[i], f)
+				if lines == nil && !all[i].Past {
+					lines = advice(all[i], f)
+				}
+			}
 			if !fix || !mendable(all) {
-				return a.printVerdicts(all)
+				return a.printVerdicts(all, lines)
 			}
 			if !a.json {
 				// What is fatal now may not be in a minute: the run's own result counts.
-				_ = a.printVerdicts(all)
+				_ = a.printVerdicts(all, lines)
 			}
 			w = settle(w)
 			w.Reboot = b.reboot
@@ -160,17 +167,21 @@ func readLog(name string, f *os.File) ([]diagnosis.Verdict, error) {
 	return diagnosis.Read(name, f)
 }
 
-// guestVerdicts reads the guest's logs: those of this boot, and those that go further back.
-func (a *app) guestVerdicts(ctx context.Context) (now, before []diagnosis.Verdict, err error) {
+// guestVerdicts reads the guest's logs: those of this boot, and those that go further back. What was tried there
+// is in its facts.
+func (a *app) guestVerdicts(ctx context.Context) (now, before []diagnosis.Verdict, f facts.Facts, err error) {
 	conn, err := a.dial(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, f, err
 	}
 	defer conn.Close()
+	if _, f, err = ask(ctx, conn); err != nil {
+		return nil, nil, f, err
+	}
 	for _, l := range guestLogs {
 		v, err := readGuestLog(ctx, conn, l)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, f, err
 		}
 		if l.now {
 			now = append(now, v...)
@@ -178,7 +189,7 @@ func (a *app) guestVerdicts(ctx context.Context) (now, before []diagnosis.Verdic
 			before = append(before, v...)
 		}
 	}
-	return now, before, nil
+	return now, before, f, nil
 }
 
 func readGuestLog(ctx context.Context, conn *guest.Conn, l guestLog) ([]diagnosis.Verdict, error) {
@@ -208,7 +219,8 @@ func lookNow(ctx context.Context, conn *guest.Conn) ([]diagnosis.Verdict, error)
 // errFatalVerdict makes the exit code of a diagnosis that found something fatal.
 var errFatalVerdict = errors.New("something fatal was found")
 
-func (a *app) printVerdicts(all []diagnosis.Verdict) error {
+// printVerdicts prints verdicts, and the lines that say exactly what to change where gpuguest does not reach.
+func (a *app) printVerdicts(all []diagnosis.Verdict, lines []string) error {
 	var fatal error
 	for _, v := range all {
 		if v.Severity == diagnosis.Fatal && !v.Past {
@@ -219,7 +231,11 @@ func (a *app) printVerdicts(all []diagnosis.Verdict) error {
 		if all == nil {
 			all = []diagnosis.Verdict{}
 		}
-		return errors.Join(a.writeJSON(map[string]any{"verdicts": all}), fatal)
+		said := map[string]any{"verdicts": all}
+		if lines != nil {
+			said["advice"] = lines
+		}
+		return errors.Join(a.writeJSON(said), fatal)
 	}
 	shown := 0
 	for _, v := range all {
@@ -231,6 +247,9 @@ func (a *app) printVerdicts(all []diagnosis.Verdict) error {
 	}
 	if shown == 0 {
 		fmt.Fprintln(a.out, "nothing known is wrong")
+	}
+	for _, l := range lines {
+		fmt.Fprintln(a.out, l)
 	}
 	return fatal
 }

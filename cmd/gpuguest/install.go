@@ -141,7 +141,7 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	}
 	ui := newUI(a.err, a.host)
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Tell: ui.tell, Hint: knownCause,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Tell: ui.tell, Hint: knownCause, Advice: advice,
 		Owner: owner(), LockWait: b.busyWait,
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
 		Patience: 5 * time.Minute,

@@ -158,6 +158,9 @@ apt-get -y -q install --reinstall nvidia-kernel-dkms || true`)
 		!strings.Contains(strings.Join(e.Advice, "\n"), "X-PciMmio64Mb") || len(e.Tried) != 2 {
 		t.Errorf("the verdict after it: %+v", r.Error)
 	}
+	if all := g.verdicts(); len(all) == 0 || all[0].ID != "bar-zero" || all[0].Where != diagnosis.Host {
+		t.Errorf("diagnose after it: %v", all)
+	}
 	// What was tried in vain is not tried again.
 	if r, code = g.run("install", "--source", "distro"); code != exitVerify || r.Reboots != 0 || len(r.Remedies) != 0 {
 		t.Errorf("install once more: exit %d, %d reboots, tried %+v", code, r.Reboots, r.Remedies)

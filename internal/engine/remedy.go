@@ -59,8 +59,12 @@ func rebootsFor(m remedy.Remedy) int {
 // taken back, and the next that may help is to be tried. It answers again when the next pass has something new to
 // bring about; else the failure is final, and says what was tried.
 func (r *run) cure(ctx context.Context, failed *StepError) (verdict, error) {
-	if r.Remedies == NoRemedies || ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return done, failed
+	}
+	if r.Remedies == NoRemedies {
+		v, known := diagnosis.Cause(failed.text)
+		return done, r.given(failed, remedy.After(v, r.facts), known)
 	}
 	t, open := remedy.Open(remedy.Trials(r.facts.State.Journal))
 	if !failed.Verify {
@@ -106,7 +110,7 @@ func (r *run) cure(ctx context.Context, failed *StepError) (verdict, error) {
 		known = known && v.Severity == diagnosis.Fatal
 	}
 	if known {
-		next, after, err := r.next(v.On(strings.Join(r.facts.Kernel.Cmdline, " ")))
+		next, after, err := r.next(remedy.After(v, r.facts))
 		if err != nil {
 			return done, err
 		}
@@ -345,7 +349,7 @@ func (r *run) begin(ctx context.Context) error {
 			// What ranks behind it may follow from it, and cannot be helped before it is.
 			return nil
 		}
-		v = v.On(strings.Join(r.facts.Kernel.Cmdline, " "))
+		v = remedy.After(v, r.facts)
 		if m, ok := remedy.Lookup(v.Fix); !ok || m.Kind() == remedy.Step || v.Severity == diagnosis.Info || v.Past {
 			continue
 		}
@@ -384,7 +388,7 @@ func (r *run) settle(ctx context.Context) (verdict, error) {
 		if v.ID != t.Cause && !fixes(v.ID, t.Fix) {
 			continue
 		}
-		next, after, err := r.next(v)
+		next, after, err := r.next(remedy.After(v, r.facts))
 		if err != nil {
 			return done, err
 		}

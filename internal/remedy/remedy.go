@@ -167,6 +167,17 @@ func InVain(trials []Trial, fix string, f facts.Facts) bool {
 	})
 }
 
+// After is a verdict on a guest with what was tried there counted: what stands on its kernel's command line, and
+// what its journal says was in vain. An empty window that no argument fills is then the host's.
+func After(v diagnosis.Verdict, f facts.Facts) diagnosis.Verdict {
+	trials := Trials(f.State.Journal)
+	v = v.On(strings.Join(f.Kernel.Cmdline, " "))
+	for v.Fix != "" && InVain(trials, v.Fix, f) {
+		v = v.Tried(v.Fix)
+	}
+	return v
+}
+
 // Want is what the user wants with the trials of the guest's journal in it: what is being tried is wanted too,
 // what did not help is to go. What was kept needs nothing: the steps leave it where it is. A kernel argument
 // that the user names himself is his.
