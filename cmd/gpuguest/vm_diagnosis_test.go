@@ -85,18 +85,21 @@ func state(r engine.Report, id string) string {
 // is too small. There is no silicon behind the pretend GPU: once its windows are in place the driver does not know
 // the chip, and that is as far as it gets.
 func TestVMDiagnosis(t *testing.T) {
-	g := bootVM(t, lab.Spec{RealDriver: true}, lab.BootSpec{Mode: lab.ModeNeedsRealloc})
+	g := bootVM(t, lab.Spec{RealDriver: true}, lab.BootSpec{})
 
 	// nouveau holds the GPU: the driver is installed beside it and the guest is not booted.
 	r, code := g.run("install", "--source", "distro", "--reboot", "never")
 	if code != exitVerify || len(r.Owed) == 0 || len(r.Remedies) != 0 {
 		t.Errorf("install beside nouveau: exit %d, owed %v, tried %+v, error %+v", code, r.Owed, r.Remedies, r.Error)
 	}
-	g.expect("nouveau-holds", true)
+	g.expect("nouveau-bound", true)
+	g.expect("probe-not-called", false)
 
 	// The window needs pci=realloc: install finds that out by itself and keeps it.
+	g.replaced(nil, lab.ModeNeedsRealloc)
+	g.expect("bar-zero", true)
 	r, code = g.run("install", "--source", "distro")
-	if code != exitVerify || r.Reboots != 2 {
+	if code != exitVerify || r.Reboots != 1 {
 		t.Fatalf("install: exit %d, %d reboots, error %+v", code, r.Reboots, r.Error)
 	}
 	helped := []engine.RemedyReport{{Remedy: "kernel-arg pci=realloc", Cause: "bar-zero", Result: engine.Helped}}
