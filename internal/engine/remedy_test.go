@@ -204,6 +204,21 @@ func TestWhatHelpedIsKept(t *testing.T) {
 	}
 }
 
+// The host's window shrinks after an argument had helped: that argument is where it was when the other did not.
+func TestWhatHelpedOnceComesBackWhenTheNextIsInVain(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t, unlessOn)
+	if r, err := p.run(p.config()); err != nil || p.cmdline() != "quiet pci=realloc" {
+		t.Fatalf("%v, %d reboots, started with %q", err, r.Reboots, p.cmdline())
+	}
+	p.shell.Tool("dmesg", "echo 'Linux version 6.1.0-1-amd64 (test)'\n"+always)
+	r, err := p.run(p.config())
+	var step *engine.StepError
+	if !errors.As(err, &step) || step.Verdict == nil || step.Verdict.Where != diagnosis.Host || r.Reboots != 2 || p.cmdline() != "quiet pci=realloc" {
+		t.Errorf("%v, %d reboots, started with %q, tried %s", err, r.Reboots, p.cmdline(), p.trials())
+	}
+}
+
 // NVIDIA's real module on the lab's GPU is such a case: with its window in place it fails at the next thing.
 func TestRemedyThatChangesTheFailureIsKept(t *testing.T) {
 	t.Parallel()

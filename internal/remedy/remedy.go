@@ -191,16 +191,18 @@ func Want(w choice.Want, journal string) choice.Want {
 		}
 		switch kind(t.Fix) {
 		case KernelArg:
+			// One that an earlier trial left, and that says otherwise, gives way and comes back.
+			earlier := standing(trials, t)
 			if on {
 				w.KernelArgs = with(w.KernelArgs, arg)
-				// One that an earlier trial left, and that says otherwise, gives way.
-				for _, o := range trials {
-					if o.State == Kept && kind(o.Fix) == KernelArg && o.Fix != t.Fix && key(argument(o.Fix)) == key(arg) {
-						w.DropArgs = with(w.DropArgs, argument(o.Fix))
-					}
+				if earlier != "" {
+					w.DropArgs = with(w.DropArgs, earlier)
 				}
 			} else {
 				w.DropArgs = with(w.DropArgs, arg)
+				if earlier != "" {
+					w.KernelArgs = with(w.KernelArgs, earlier)
+				}
 			}
 		case ModuleOption:
 			if on {
@@ -217,6 +219,20 @@ func Want(w choice.Want, journal string) choice.Want {
 		}
 	}
 	return w
+}
+
+// standing is the kernel argument that an earlier trial left behind and that this one contradicts, "" none. What
+// was tried again since is told by the later trial.
+func standing(trials []Trial, t Trial) string {
+	for i, o := range slices.Backward(trials) {
+		if o.State != Kept || o.Fix == t.Fix || kind(o.Fix) != KernelArg || key(argument(o.Fix)) != key(argument(t.Fix)) {
+			continue
+		}
+		if !slices.ContainsFunc(trials[i+1:], func(l Trial) bool { return l.Fix == o.Fix }) {
+			return argument(o.Fix)
+		}
+	}
+	return ""
 }
 
 // with appends to a copy: what the user said is not written over.

@@ -74,6 +74,8 @@ func TestWantFollowsTheJournal(t *testing.T) {
 		"one after the other":     {record("try "+on, "undone "+on, "try "+off), choice.Want{}, choice.Want{DropArgs: []string{"pci=realloc"}, KernelArgs: []string{"pci=realloc=off"}}},
 		"taken back":              {record("try "+on, "undone "+on, "back "+on), choice.Want{}, choice.Want{}},
 		"what was kept gives way": {record("try "+on, "kept "+on, "try "+off), choice.Want{}, choice.Want{KernelArgs: []string{"pci=realloc=off"}, DropArgs: []string{"pci=realloc"}}},
+		"and comes back":          {record("try "+on, "kept "+on, "try "+off, "undone "+off), choice.Want{}, choice.Want{KernelArgs: []string{"pci=realloc"}, DropArgs: []string{"pci=realloc=off"}}},
+		"unless it was in vain":   {record("try "+on, "kept "+on, "try "+on, "undone "+on, "back "+on, "try "+off, "undone "+off), choice.Want{}, choice.Want{DropArgs: []string{"pci=realloc=off"}}},
 		"tried a second time":     {record("try "+on, "undone "+on, "back "+on, "try "+on), choice.Want{}, choice.Want{KernelArgs: []string{"pci=realloc"}}},
 		"an uninstall ends it":    {record("try "+on, "uninstalled"), choice.Want{}, choice.Want{}},
 		"a torn line":             {record("try " + on)[:40] + "\n" + record("try "+off), choice.Want{}, choice.Want{KernelArgs: []string{"pci=realloc=off"}}},
