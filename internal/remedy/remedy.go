@@ -123,6 +123,10 @@ type Trial struct {
 func Trials(journal string) []Trial {
 	var all []Trial
 	for line := range strings.Lines(journal) {
+		// Of a long journal few lines tell of trials.
+		if !strings.Contains(line, `"remedy"`) && !strings.Contains(line, `"uninstalled"`) {
+			continue
+		}
 		var r struct {
 			Event, Remedy, Cause, Step, With, Boot string
 		}
