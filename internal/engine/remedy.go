@@ -110,10 +110,7 @@ func (r *run) cure(ctx context.Context, failed *StepError) (verdict, error) {
 		known = known && v.Severity == diagnosis.Fatal
 	}
 	if known {
-		next, after, err := r.next(remedy.After(v, r.facts))
-		if err != nil {
-			return done, err
-		}
+		next, after := r.next(remedy.After(v, r.facts))
 		if next.Fix != "" {
 			return again, r.try(ctx, next, after, failed.Step)
 		}
@@ -182,21 +179,21 @@ func (r *run) given(failed *StepError, v diagnosis.Verdict, known bool) *StepErr
 
 // next chooses what to try for a verdict: the first of its remedies that has not been tried, that may be and that
 // the plan can bring about. Without one it returns a zero Remedy, and the verdict as what was tried leaves it.
-func (r *run) next(v diagnosis.Verdict) (remedy.Remedy, diagnosis.Verdict, error) {
+func (r *run) next(v diagnosis.Verdict) (remedy.Remedy, diagnosis.Verdict) {
 	trials := remedy.Trials(r.facts.State.Journal)
 	vain := false
 	for v.Fix != "" {
 		m, ok := remedy.Lookup(v.Fix)
 		switch {
 		case !ok:
-			return remedy.Remedy{}, v, nil
+			return remedy.Remedy{}, v
 		case m.Kind() == remedy.Step && !r.brought(remedy.Steps(m.Fix)[0]):
-			return remedy.Remedy{}, v, nil
+			return remedy.Remedy{}, v
 		case m.Kind() == remedy.Step:
 			// The run has seen to it, and still it failed.
 			after := v.Tried(v.Fix)
 			if after.Fix == "" && !vain {
-				return remedy.Remedy{}, v, nil
+				return remedy.Remedy{}, v
 			}
 			v = after
 			continue
@@ -207,11 +204,11 @@ func (r *run) next(v diagnosis.Verdict) (remedy.Remedy, diagnosis.Verdict, error
 		}
 		if reason := r.forbids(m, v); reason != "" {
 			r.tell(Event{Kind: Notice, Text: fmt.Sprintf("%s: %s is not tried: %s", v.ID, m.Fix, reason)})
-			return remedy.Remedy{}, v, nil
+			return remedy.Remedy{}, v
 		}
-		return m, v, nil
+		return m, v
 	}
-	return remedy.Remedy{}, v, nil
+	return remedy.Remedy{}, v
 }
 
 // forbids says why a remedy is not tried here and now, "" when it may be.
@@ -353,10 +350,7 @@ func (r *run) begin(ctx context.Context) error {
 		if m, ok := remedy.Lookup(v.Fix); !ok || m.Kind() == remedy.Step || v.Severity == diagnosis.Info || v.Past {
 			continue
 		}
-		m, after, err := r.next(v)
-		if err != nil {
-			return err
-		}
+		m, after := r.next(v)
 		if m.Fix != "" {
 			return r.try(ctx, m, after, "")
 		}
@@ -388,10 +382,7 @@ func (r *run) settle(ctx context.Context) (verdict, error) {
 		if v.ID != t.Cause && !fixes(v.ID, t.Fix) {
 			continue
 		}
-		next, after, err := r.next(remedy.After(v, r.facts))
-		if err != nil {
-			return done, err
-		}
+		next, after := r.next(remedy.After(v, r.facts))
 		if next.Fix != "" {
 			return again, r.try(ctx, next, after, "")
 		}

@@ -43,6 +43,9 @@ func TestEveryFixOfTheCatalogueIsInTheTableAndEveryRowIsUsed(t *testing.T) {
 		if m.Does == "" || !slices.Contains([]string{KernelArg, ModuleOption, Initramfs, Flavor, Reboot, Step}, m.Kind()) {
 			t.Errorf("%+v", m)
 		}
+		if m.Kind() == Step && !m.Safe {
+			t.Errorf("%s is what every install does, and is not called safe", m.Fix)
+		}
 		if m.Kind() == Flavor && m.Safe {
 			t.Errorf("%s exchanges packages and is called safe", m.Fix)
 		}
