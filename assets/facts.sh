@@ -544,6 +544,11 @@ if [ -d "$L/before" ]; then
 	if [ -r "$L/packages" ]; then awk '{ print "|package\t" $1 "\t" $2 "\t" $3 }' "$L/packages"; fi
 	if [ -r "$L/held" ]; then awk '{ print "|held\t" $1 }' "$L/held"; fi
 	if [ -r "$R/etc/default/grub.d/90-gpuguest.cfg" ]; then sed -n 's/^# arguments: /|args	/p' "$R/etc/default/grub.d/90-gpuguest.cfg"; fi
+	# What was done past the package manager: internal/steps writes each of these before it does it.
+	for v in runfile toolkit cuda-link account service; do
+		if [ -r "$L/before/$v" ]; then awk -v k="$v" 'NF { print "|" k "\t" $1 }' "$L/before/$v"; fi
+	done
+	if [ -d "$L/secure-boot" ]; then out signing-key; fi
 	if [ -d "$L/before/files" ]; then ( cd "$L/before/files" && find . ! -type d ) | sed 's/^\./|kept	/'; fi
 	if [ -d "$L/before/absent" ]; then ( cd "$L/before/absent" && find . -type f ) | sed 's/^\./|absent	/'; fi
 fi

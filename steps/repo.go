@@ -14,7 +14,7 @@ func init() {
 		ID:     "old-sources",
 		Title:  "remove NVIDIA sources and keys that conflict",
 		After:  []ID{"ready", "rescue"},
-		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA && len(in.Facts.OldNVIDIA) > 0 },
+		Wanted: func(in Input) bool { return usesRepo(in) && len(in.Facts.OldNVIDIA) > 0 },
 		Check: func(in Input) string {
 			own, shared := oldSources(in)
 			return lines(
@@ -39,8 +39,8 @@ func init() {
 	register(Step{
 		ID:     "repo",
 		Title:  "add NVIDIA's package repository",
-		After:  []ID{"ready", "rescue", "old-sources"},
-		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA },
+		After:  []ID{"ready", "rescue", "old-sources", "toolkit-pin"},
+		Wanted: usesRepo,
 		Refuse: func(in Input) string {
 			if _, err := repoOf(in); err != nil {
 				return err.Error()
@@ -102,8 +102,18 @@ func init() {
 	})
 }
 
+// usesRepo tells whether the driver or the toolkit comes from NVIDIA's repository.
+func usesRepo(in Input) bool {
+	return in.Choice.Source == choice.SourceNVIDIA || in.Choice.CUDA.Source == choice.SourceNVIDIA
+}
+
+// repoOf is NVIDIA's repository. A mirror that was named is the distribution's where the driver comes from there.
 func repoOf(in Input) (distros.Repo, error) {
-	return in.Distro.Repo(in.Facts.Arch, in.Want.Mirror, in.Want.KeyringSHA256)
+	mirror := in.Want.Mirror
+	if in.Choice.Source == choice.SourceDistro {
+		mirror = ""
+	}
+	return in.Distro.Repo(in.Facts.Arch, mirror, in.Want.KeyringSHA256)
 }
 
 func extraSources(in Input) string { return in.Distro.ExtraSources(in.Facts, in.Want.Mirror) }

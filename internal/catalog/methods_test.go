@@ -188,6 +188,10 @@ func TestToolkitsAreFoundByReleaseAndBySeries(t *testing.T) {
 			t.Errorf("12.8.1 and driver %s: %v %v", driver, old.Runs(driver), old.Whole(driver))
 		}
 	}
+	// The CentOS 7 guest of 2018 ran it on 390.42, and its own runfile brings 387.26.
+	if old, _ := ToolkitByVersion("9.1"); !old.Whole("390.42") || old.Runs("384.81") {
+		t.Errorf("%+v", old)
+	}
 	if r, ok := ToolkitRunfile("9.1.85", "x86_64"); !ok || r.Name() != "cuda_9.1.85_387.26_linux" || r.Driver != "387.26" {
 		t.Errorf("%+v", r)
 	}

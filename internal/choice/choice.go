@@ -14,6 +14,8 @@ import (
 const (
 	SourceNVIDIA = distros.SourceNVIDIA
 	SourceDistro = distros.SourceDistro
+	// SourceRunfile is NVIDIA's self-extracting installer, whose files no package manager knows.
+	SourceRunfile = "runfile"
 
 	FlavorOpen        = distros.FlavorOpen
 	FlavorProprietary = distros.FlavorProprietary
@@ -44,6 +46,12 @@ type Want struct {
 	As            string   // treat the guest as this distribution, "debian:12"
 	Reboot        string   // RebootIfNeeded unless said otherwise
 
+	Runfile     Runfile // the driver's installer; the zero value: one of the tables, and only with SourceRunfile
+	CUDA        string  // toolkit to install: "" or CUDANone, CUDAAuto, a series ("12.8") or a release ("12.8.1")
+	CUDASource  string  // SourceNVIDIA or SourceRunfile; "" NVIDIA's repository where there is one, else the runfile
+	CUDARunfile Runfile // the toolkit's installer; the zero value: one of the tables
+	Signing     Signing // what modules that are built in the guest are signed with; zero: whatever DKMS does
+
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
 }
 
@@ -51,6 +59,9 @@ type Want struct {
 type Choice struct {
 	Source, Flavor, Modules string
 	Branch                  int                 // 580
+	Runfile                 Installer           // the driver's installer; zero: it comes in packages
+	CUDA                    Toolkit             // the CUDA toolkit; zero: none
+	Expected                string              // the version that will be there, as far as is known; "" not at all
 	Version                 string              // the full version asked for, else the one the guest has of this very driver, else "": the newest of the branch
 	Packages                []string            // driver packages to install, names only, in order
 	Pin                     []string            // packages that pin the branch, installed before

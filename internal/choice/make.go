@@ -18,6 +18,18 @@ import (
 // firmware or present packages rule out, and takes the best of those left that are what was wished for.
 func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	r := request{f: f, d: d, w: w, kernel: cmp.Or(f.Kernel.Next, f.Kernel.Running)}
+	c, err := r.driver()
+	if err == nil {
+		err = r.addToolkit(&c)
+	}
+	if err != nil {
+		return Choice{}, r.forWantOfEnrolment(err)
+	}
+	return c, nil
+}
+
+// driver decides on the driver.
+func (r *request) driver() (Choice, error) {
 	if err := r.parseWish(); err != nil {
 		return Choice{}, err
 	}
@@ -26,6 +38,9 @@ func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	}
 	if err := r.fitGPUs(); err != nil {
 		return Choice{}, err
+	}
+	if r.wish.source == SourceRunfile {
+		return r.runfile()
 	}
 	if err := r.fitGuest(); err != nil {
 		return Choice{}, err
@@ -70,7 +85,8 @@ func (w wish) flags() string {
 type candidate struct {
 	offer  *distros.Offer
 	branch *catalog.Branch
-	here   bool // it is what the guest has
+	here   bool            // it is what the guest has
+	file   catalog.Runfile // with SourceRunfile: its installer
 }
 
 // request is one call of Make.
@@ -90,12 +106,15 @@ type request struct {
 }
 
 func (r *request) parseWish() error {
+	if err := r.parseRunfile(); err != nil {
+		return err
+	}
 	r.wish = wish{source: r.w.Source, flavor: r.w.Flavor, modules: r.w.Modules}
 	for _, word := range []struct {
 		flag, value string
 		known       []string
 	}{
-		{"--source", r.w.Source, []string{SourceNVIDIA, SourceDistro}},
+		{"--source", r.w.Source, []string{SourceNVIDIA, SourceDistro, SourceRunfile}},
 		{"--flavor", r.w.Flavor, []string{FlavorOpen, FlavorProprietary}},
 		{"--modules", r.w.Modules, []string{ModulesDKMS, ModulesPrecompiled}},
 	} {
@@ -243,7 +262,7 @@ func (r *request) fitGuest() error {
 		if u := r.f.Runfile.Uninstaller; u != "" {
 			how = "run " + u + " --silent in the guest first"
 		}
-		return &Refusal{What: "driver packages", Reason: "driver " + v + " was installed by NVIDIA's .run installer, and packages beside it break both; " + how}
+		return &Refusal{What: "driver packages", Reason: "driver " + v + " was installed by NVIDIA's .run installer, and packages beside it break both; " + how, Nearest: r.stayWithRunfile(v)}
 	}
 	return nil
 }
@@ -404,6 +423,9 @@ func (r *request) mismatch(c candidate, w wish) string {
 // canBe tells whether a source can deliver one version. NVIDIA's repository keeps many and the install
 // finds out; a distribution's archive has one, which must be known to be that.
 func (r *request) canBe(c candidate, version string) bool {
+	if c.offer.Source == SourceRunfile {
+		return c.file.Version == version
+	}
 	if c.offer.Source == SourceNVIDIA {
 		there := r.inRepo(c)
 		return len(c.offer.Pin) > 0 && (len(there) == 0 || slices.Contains(there, version))
@@ -414,7 +436,7 @@ func (r *request) canBe(c candidate, version string) bool {
 // inRepo returns the versions of a candidate that the guest knows NVIDIA's repository to have; none when
 // it has not read it.
 func (r *request) inRepo(c candidate) []string {
-	repo, err := r.d.Repo(r.f.Arch, r.w.Mirror, r.w.KeyringSHA256)
+	repo, err := r.repo()
 	if err != nil {
 		return nil
 	}
@@ -531,7 +553,7 @@ func (r *request) repoObjection(c candidate) string {
 	if c.offer.Source != SourceNVIDIA {
 		return ""
 	}
-	if _, err := r.d.Repo(r.f.Arch, r.w.Mirror, r.w.KeyringSHA256); err != nil {
+	if _, err := r.repo(); err != nil {
 		return err.Error()
 	}
 	return ""
@@ -576,24 +598,6 @@ func (r *request) packagesObjection(c candidate) string {
 // enforced tells whether the guest's kernel loads only signed modules.
 func (r *request) enforced() bool {
 	return r.f.Secure.State == "enabled" || r.f.Kernel.SigEnforce || r.f.Kernel.Lockdown == "integrity" || r.f.Kernel.Lockdown == "confidentiality"
-}
-
-// enrolled tells whether the key that the guest's DKMS signs with is among those its kernel trusts: dkms
-// and Ubuntu's shim-signed name theirs so.
-func (r *request) enrolled() bool {
-	return len(r.f.Secure.SigningKeys) > 0 && slices.ContainsFunc(r.f.Secure.Keys, func(subject string) bool {
-		s := strings.ToLower(subject)
-		return strings.Contains(s, "dkms module signing key") || strings.Contains(s, "secure boot module signature key")
-	})
-}
-
-func (r *request) secureBootObjection(c candidate) string {
-	if !r.enforced() || c.offer.Signed || r.enrolled() {
-		return ""
-	}
-	return "Secure Boot is enforced, and modules built in the guest are signed by a key that is not trusted. " +
-		"On the host, either start the guest without Secure Boot (OVMF with variables in which no keys are enrolled; libvirt: <loader secure='no'>), " +
-		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; a guest without a console cannot confirm an enrolment of its own"
 }
 
 // installed tells whether a candidate is what the guest has: all its packages, or, where somebody put in
@@ -648,8 +652,16 @@ func (r *request) choose(c candidate) Choice {
 			ch.Headers = append(ch.Headers, r.d.HeadersMeta(r.kernel, r.f)...)
 		}
 	}
+	ch.Expected = cmp.Or(ch.Version, r.archived(c), o.Seen, newest(r.inRepo(c)), c.branch.Latest)
 	ch.Warnings = append(ch.Warnings, r.caveats(c)...)
 	return ch
+}
+
+func newest(versions []string) string {
+	if len(versions) == 0 {
+		return ""
+	}
+	return slices.MaxFunc(versions, catalog.CompareVersions)
 }
 
 // caveats are what the user should know of a candidate although it is taken.
@@ -675,6 +687,9 @@ func (r *request) caveats(c candidate) []string {
 	}
 	if r.enforced() && !c.offer.Signed {
 		warn("modules load only when DKMS signs them with the key that is enrolled; this is checked before a reboot")
+	}
+	if !r.enforced() && r.w.Signing.Given() && !r.trusts(r.w.Signing) {
+		warn("the certificate %q is not among the keys that the guest trusts: it must be enrolled before Secure Boot is turned on", r.w.Signing.Subject)
 	}
 	if r.f.Secure.EFI && r.f.Secure.State == "" {
 		warn("whether the firmware enforces Secure Boot is not known")
@@ -766,8 +781,11 @@ func (r *request) why(c candidate) []string {
 }
 
 func (r *request) sourceName(source string) string {
-	if source == SourceNVIDIA {
+	switch source {
+	case SourceNVIDIA:
 		return "NVIDIA's repository for " + r.d.Name
+	case SourceRunfile:
+		return "NVIDIA's .run installer"
 	}
 	return "the archive of " + r.d.Name
 }

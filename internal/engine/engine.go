@@ -452,7 +452,7 @@ func afterActions(text string) string {
 }
 
 func (r *run) failed(i, of int, it plan.Item, what, text string) error {
-	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh}
+	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh && !it.Late}
 	if text != "" {
 		e.Tail = tail(text, 15)
 	}

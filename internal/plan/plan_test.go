@@ -46,8 +46,36 @@ var goldens = []struct {
 	{"debian12-readonly", "debian12-readonly", choice.Want{}},
 	{"debian12-k80-and-l4", "debian12-k80-and-l4", choice.Want{}},
 	{"rocky9-l4", "rocky9-l4", choice.Want{}},
+	{"debian12-gtx1050ti-runfile", "debian12-gtx1050ti-nouveau", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-runfile-390-cuda-9.1", "ubuntu2004-gtx750", choice.Want{Source: choice.SourceRunfile, Driver: "390.157", CUDA: "9.1", CUDASource: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-runfile-sent", "ubuntu2004-gtx750", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
+	{"debian12-gtx1050ti-cuda-too-new", "debian12-gtx1050ti-nouveau", choice.Want{CUDA: "13.0"}},
+	{"debian12-bar1-0m-cuda-auto", "debian12-bar1-0m", choice.Want{CUDA: choice.CUDAAuto}},
+	{"debian12-k80-and-l4-runfile", "debian12-k80-and-l4", choice.Want{Source: choice.SourceRunfile}},
+	{"debian12-t4-secureboot-key", "debian12-t4-secureboot", choice.Want{Signing: trustedKey}},
+	{"debian12-t4-secureboot-stranger", "debian12-t4-secureboot", choice.Want{Signing: strangeKey}},
+	{"debian12-t4-secureboot-key-runfile", "debian12-t4-secureboot", choice.Want{Signing: trustedKey, Source: choice.SourceRunfile, Driver: "535"}},
+	{"debian13-t4-distro-cuda-no-room", "debian13-t4", choice.Want{Source: choice.SourceDistro, CUDA: "12.4"}},
+	{"ubuntu2204-v100-distro-cuda", "ubuntu2204-v100", choice.Want{Source: choice.SourceDistro, CUDA: "12.4.1"}},
+	{"debian12-t4-installed-cuda-too-new", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, CUDA: "13.0"}},
+	{"debian12-t4-runfile-beside-packages", "debian12-t4-driver535", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-cuda-auto-runfile", "ubuntu2004-gtx750", choice.Want{CUDA: choice.CUDAAuto, CUDASource: choice.SourceRunfile}},
+	{"ubuntu2204-t4-runfile-again", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2204-t4-runfile-upgrade", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile, Driver: "580"}},
+	{"ubuntu2404-h100-cuda-12.8", "ubuntu2404-h100", choice.Want{CUDA: "12.8"}},
+	{"ubuntu2404-h100-both", "ubuntu2404-h100", choice.Want{Source: choice.SourceRunfile, CUDA: choice.CUDAAuto}},
+	{"ubuntu2404-b200-runfile", "ubuntu2404-b200", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2404-gh200-arm64-runfile", "ubuntu2404-gh200-arm64", choice.Want{Runfile: sentDriver}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
+
+// Files that a user would name, as the command line would describe them.
+var (
+	sentDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: strings.Repeat("cd", 32), Version: "390.42", Arch: "x86_64"}
+	sentToolkit = choice.Runfile{Name: "cuda_9.1.85_387.26_linux", SHA256: strings.Repeat("ef", 32), Version: "9.1.85", Arch: "x86_64"}
+	trustedKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "Debian Secure Boot CA", Signer: "Debian Secure Boot CA", KeyID: "6ccece7e4c6c0d1f6149f3dd27dfcc5cbb419ea1"}
+	strangeKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "somebody's key", Signer: "somebody's key", KeyID: "0102030405060708090a0b0c0d0e0f1011121314"}
+)
 
 func guestFacts(t testing.TB, name string) facts.Facts {
 	t.Helper()

@@ -83,9 +83,15 @@ func toolkitTable(rows []row) (string, error) {
 		if strings.Contains(r["notes"], "runfile name") && !strings.Contains(r["notes"], "bundles") {
 			source = "its runfile's name; compilers and capabilities: spack cuda/package.py, build_systems/cuda.py"
 		}
+		driver := r["toolkit_driver_linux"]
+		// A toolkit works with the driver in its own runfile, which for 9.1.85 is older than the notes ask for.
+		if _, bundled, ok := strings.Cut(r["notes"], "runfile bundles "); ok && slices.Compare(numbers(bundled), numbers(driver)) < 0 {
+			driver = bundled
+			source += "; the driver in its runfile"
+		}
 		ccMax, _, _ := strings.Cut(r["cc_max"], " ")
 		gccMax, _, _ := strings.Cut(r["gcc_max"], ".")
-		fmt.Fprintf(&out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r["cuda"], r["toolkit_driver_linux"], r["minor_compat_min_driver"],
+		fmt.Fprintf(&out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r["cuda"], driver, r["minor_compat_min_driver"],
 			r["gcc_min"], gccMax, r["cc_min"], ccMax, lacks(r["cuda"]), r["samples_in_toolkit"], state, source)
 	}
 	return out.String(), nil
