@@ -86,6 +86,8 @@ type GPU struct {
 	Min     int    // oldest branch that drives it, 0 unknown
 	Max     int    // newest branch that drives it, 0 no end known
 	Flavor  string // the flavor it must have, "" either will do
+
+	Capability string // CUDA compute capability, "7.5"; "" unknown
 }
 
 // Refusal says that what was asked for cannot be, before anything in the guest changed.

@@ -99,7 +99,7 @@ func (r *request) toolkitObjection(t catalog.Toolkit, c Choice) string {
 		return fmt.Sprintf("CUDA %s needs driver %s or newer, and the driver is %s", t.Version, cmp.Or(t.MinDriver, t.Driver), driver)
 	}
 	for _, g := range c.GPUs {
-		if cc := g.capability(); cc != "" && !t.Knows(cc) {
+		if cc := g.Capability; cc != "" && !t.Knows(cc) {
 			lacks := ""
 			if slices.Contains(t.CCLacks, cc) {
 				lacks = " without " + cc
@@ -109,11 +109,6 @@ func (r *request) toolkitObjection(t catalog.Toolkit, c Choice) string {
 	}
 	_, why := r.toolkitSource(t)
 	return why
-}
-
-func (g GPU) capability() string {
-	_, device, _ := strings.Cut(g.ID, ":")
-	return catalog.Capability(device)
 }
 
 // toolkitSource says where a toolkit comes from, or why from nowhere.
@@ -220,7 +215,7 @@ func (r *request) takeToolkit(c *Choice, t catalog.Toolkit, exact bool) {
 		warn("driver %s is older than the one that belongs to CUDA %s, %s: programs run, but PTX is not compiled for the GPU and newer features fail", driver, t.Version, t.Driver)
 	}
 	for _, g := range c.GPUs {
-		if g.capability() == "" {
+		if g.Capability == "" {
 			warn("the compute capability of %s is not known: whether CUDA %s builds for it is not, either", g, t.Series())
 		}
 	}

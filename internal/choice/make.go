@@ -160,6 +160,9 @@ func (r *request) readGPUs() error {
 			}
 		}
 		out := GPU{Address: p.Address, ID: p.Vendor + ":" + p.Device, Name: g.Name, Arch: g.Arch, Known: known, Min: g.First, Max: g.Last}
+		if r.w.CUDA != "" {
+			out.Capability = catalog.Capability(p.Device)
+		}
 		assumed := false
 		switch {
 		case !known && p.Device >= "1340" && p.Device <= "1dff":

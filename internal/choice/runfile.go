@@ -83,7 +83,9 @@ func (r *request) runfile() (Choice, error) {
 		return Choice{}, r.refuse(reason)
 	}
 	if p := r.driverPackage(); p != "" {
-		return Choice{}, r.refuse("the guest has driver packages (" + p + "), and a .run driver beside packages breaks both: uninstall them first")
+		refusal := r.refuse("the guest has driver packages (" + p + "), and a .run driver beside packages breaks both: uninstall them first")
+		refusal.Nearest = ""
+		return Choice{}, refusal
 	}
 	far, why := -1, ""
 	for _, c := range r.all {

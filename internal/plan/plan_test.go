@@ -243,3 +243,66 @@ func TestKernelArgumentsOfAnEarlierRunStayUntilTheyAreDropped(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryStepOfEveryPlanPassesShellcheck has shellcheck read each step's script once for each source of a
+// driver and a toolkit, in whichever of the recorded guests' plans it is first found.
+//
+// Left out: empty values (1007), loops over what happens to be one word (2043), and -ot and -ef, which dash,
+// bash and busybox know (3013).
+func TestEveryStepOfEveryPlanPassesShellcheck(t *testing.T) {
+	if _, err := exec.LookPath("shellcheck"); err != nil {
+		t.Skip("shellcheck is not here")
+	}
+	seen := map[string]bool{}
+	var script strings.Builder
+	for _, g := range goldens {
+		p, err := build(guestFacts(t, g.guest), g.want)
+		if err != nil {
+			continue
+		}
+		if script.Len() == 0 {
+			script.WriteString("#!/bin/sh\nset -eu\n" + Library(p.Distro))
+		}
+		for _, it := range p.Items() {
+			shape := string(it.ID) + " " + p.Distro.Family
+			switch it.ID {
+			case "driver":
+				shape += p.Choice.Source
+			case "toolkit":
+				shape += p.Choice.CUDA.Source
+			}
+			if seen[shape] {
+				continue
+			}
+			seen[shape] = true
+			script.WriteString("\n# " + g.name + ": " + string(it.ID) + "\n( :\n" + p.frame(it) + ")\n")
+		}
+	}
+	for _, s := range steps.Uninstall() {
+		in := uninstallInput(t)
+		if s.Apply == nil || s.Wanted != nil && !s.Wanted(in) {
+			continue
+		}
+		it := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Actions: s.Apply(in)}
+		script.WriteString("\n# uninstall: " + string(it.ID) + "\n( :\n" + Plan{Distro: in.Distro}.frame(it) + ")\n")
+	}
+	cmd := exec.Command("shellcheck", "-s", "sh", "-S", "warning", "-e", "SC1007,SC2043,SC3013", "-")
+	cmd.Stdin = strings.NewReader(script.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("shellcheck: %v\n%.6000s", err, out)
+	}
+}
+
+// uninstallInput is a guest in which every method left something to take back.
+func uninstallInput(t *testing.T) steps.Input {
+	t.Helper()
+	f := guestFacts(t, "ubuntu2204-t4-runfile-oldkey")
+	f.State = facts.State{Before: true, Added: []string{"dkms", "cuda-toolkit-12-8"}, Changed: []facts.Changed{{Name: "gcc", Was: "12"}}, Kept: []string{"/etc/a"},
+		Absent: []string{"/etc/b"}, Held: []string{"linux-image-generic"}, Runfile: "525.147.05", Toolkits: []string{"12.8", "9.1"}, CUDALink: "-",
+		SigningKey: true, Accounts: []string{"nvidia-persistenced"}, Services: []string{"systemd", "upstart", "sysv"}}
+	in, err := Bare(f, choice.Want{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in
+}
