@@ -210,7 +210,6 @@ func init() {
 		},
 		Apply: func(in Input) []action.Action {
 			return []action.Action{action.Run{Title: "remove their folders and what they put beside", Script: lines(
-				`rm -rf `+runfileDir,
 				`for v in `+sh.Join(in.Facts.State.Toolkits...)+`; do`,
 				// Its own uninstaller asks questions in some releases; what it leaves goes after it.
 				`	for u in "/usr/local/cuda-$v/bin/cuda-uninstaller" "/usr/local/cuda-$v/bin/uninstall_cuda_$v.pl"; do`,

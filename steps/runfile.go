@@ -125,6 +125,10 @@ func init() {
 			return `[ ! -e /usr/bin/nvidia-uninstall ] || { echo "the .run driver is there"; exit 1; }`
 		},
 		Apply: func(in Input) []action.Action {
+			index := `:`
+			if k := in.Facts.Kernel.Next; k != "" {
+				index = `depmod ` + sh.Quote(k)
+			}
 			return []action.Action{action.Run{Title: "run nvidia-uninstall", Script: lines(
 				unloadDriver,
 				`code=0`,
@@ -133,10 +137,21 @@ func init() {
 				`	if [ -e /var/log/nvidia-uninstall.log ]; then tail -n 40 /var/log/nvidia-uninstall.log; fi`,
 				`	exit "$code"`,
 				`fi`,
-				`rm -rf `+runfileDir,
 				`rmdir /var/lib/nvidia 2>/dev/null || :`,
-				`depmod `+sh.Quote(in.Facts.Kernel.Next))}}
+				index)}}
 		},
 		Hint: "/var/log/nvidia-uninstall.log in the guest says what stopped it",
+	})
+	registerRemoval(Step{
+		ID:     "remove-installers",
+		Title:  "remove installers that were kept",
+		After:  []ID{"ready", "remove-runfile", "remove-toolkits"},
+		Wanted: func(in Input) bool { return in.Facts.State.Runfile != "" || len(in.Facts.State.Toolkits) > 0 },
+		Check: func(Input) string {
+			return `[ ! -e ` + runfileDir + ` ] || { echo "` + runfileDir + ` is there"; exit 1; }`
+		},
+		Apply: func(Input) []action.Action {
+			return []action.Action{action.Run{Title: "remove " + runfileDir, Script: `rm -rf ` + runfileDir}}
+		},
 	})
 }
