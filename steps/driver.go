@@ -30,7 +30,7 @@ func init() {
 	register(Step{
 		ID:    "driver",
 		Title: "install the driver",
-		After: []ID{"ready", "rescue", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key"},
+		After: []ID{"ready", "rescue", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
 		Late:  needsFreeGPU,
 		Check: func(in Input) string {
 			if byRunfile(in) {

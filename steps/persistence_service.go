@@ -127,6 +127,19 @@ func ownService(in Input) (service, bool) {
 	return s, known && byRunfile(in) && in.Choice.Persistence.User != ""
 }
 
+// stopServices stops, disables and removes the services that gpuguest made.
+func stopServices(in Input) string {
+	var script []string
+	for _, name := range in.Facts.State.Services {
+		if s, known := services[name]; known {
+			script = append(script, `if [ -e `+s.path+` ]; then`, s.off, `rm -f `+s.path, `fi`)
+		}
+	}
+	return lines(append(script,
+		`if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi`,
+		`rm -rf /run/nvidia-persistenced`)...)
+}
+
 func init() {
 	register(Step{
 		ID:    "persistence-service",
@@ -209,13 +222,7 @@ func init() {
 			return lines(append(script, `:`)...)
 		},
 		Apply: func(in Input) []action.Action {
-			var script []string
-			for _, name := range in.Facts.State.Services {
-				if s, known := services[name]; known {
-					script = append(script, `if [ -e `+s.path+` ]; then`, s.off, `rm -f `+s.path, `fi`)
-				}
-			}
-			return []action.Action{action.Run{Title: "stop and disable them", Script: lines(append(script, `rm -rf /run/nvidia-persistenced`)...)}}
+			return []action.Action{action.Run{Title: "stop and disable them", Script: stopServices(in)}}
 		},
 	})
 	registerRemoval(Step{

@@ -114,6 +114,26 @@ func runDriverInstaller(in Input) []action.Action {
 	}
 }
 
+const runfileGone = `[ ! -e /usr/bin/nvidia-uninstall ] || { echo "the .run driver is there"; exit 1; }`
+
+// uninstallRunfile has the driver's own uninstaller run.
+func uninstallRunfile(in Input) string {
+	index := `:`
+	if k := in.Facts.Kernel.Next; k != "" {
+		index = `depmod ` + sh.Quote(k)
+	}
+	return lines(
+		unloadDriver,
+		`code=0`,
+		`nvidia-uninstall --silent || code=$?`,
+		`if [ "$code" -ne 0 ]; then`,
+		`	if [ -e /var/log/nvidia-uninstall.log ]; then tail -n 40 /var/log/nvidia-uninstall.log; fi`,
+		`	exit "$code"`,
+		`fi`,
+		`rmdir /var/lib/nvidia 2>/dev/null || :`,
+		index)
+}
+
 func init() {
 	registerRemoval(Step{
 		ID:     "remove-runfile",
@@ -121,24 +141,9 @@ func init() {
 		After:  []ID{"ready", "stop-services"},
 		Wanted: func(in Input) bool { return in.Facts.State.Runfile != "" },
 		AtBoot: func(in Input) bool { return in.Facts.Driver.Loaded != "" },
-		Check: func(Input) string {
-			return `[ ! -e /usr/bin/nvidia-uninstall ] || { echo "the .run driver is there"; exit 1; }`
-		},
+		Check:  func(Input) string { return runfileGone },
 		Apply: func(in Input) []action.Action {
-			index := `:`
-			if k := in.Facts.Kernel.Next; k != "" {
-				index = `depmod ` + sh.Quote(k)
-			}
-			return []action.Action{action.Run{Title: "run nvidia-uninstall", Script: lines(
-				unloadDriver,
-				`code=0`,
-				`nvidia-uninstall --silent || code=$?`,
-				`if [ "$code" -ne 0 ]; then`,
-				`	if [ -e /var/log/nvidia-uninstall.log ]; then tail -n 40 /var/log/nvidia-uninstall.log; fi`,
-				`	exit "$code"`,
-				`fi`,
-				`rmdir /var/lib/nvidia 2>/dev/null || :`,
-				index)}}
+			return []action.Action{action.Run{Title: "run nvidia-uninstall", Script: uninstallRunfile(in)}}
 		},
 		Hint: "/var/log/nvidia-uninstall.log in the guest says what stopped it",
 	})

@@ -111,6 +111,15 @@ func testRunfileAndToolkit(t *testing.T, w *world) {
 	if r := w.run(t, nil, g.install()...); r.code != exitUnsupported || !strings.Contains(r.stderr, ".run installer") {
 		t.Errorf("packages beside a .run driver: %s", r)
 	}
+	// Where it is said to, one makes way for the other, there and back.
+	w.must(t, exitDone, g.install("--replace")...)
+	if got := g.in(t, `[ ! -e /usr/bin/nvidia-uninstall ] && modinfo -k "$(ls /lib/modules)" -F version nvidia; systemctl cat nvidia-persistenced | head -n 1`); got != "580.178.04\n# /lib/systemd/system/nvidia-persistenced.service" {
+		t.Errorf("packages in place of the .run: %q", got)
+	}
+	w.must(t, exitDone, append(install, "--replace")...)
+	if got := g.in(t, `modinfo -k "$(ls /lib/modules)" -F version nvidia; dpkg-query -W -f '${db:Status-Status} ${Package}\n' '*nvidia*' | grep -c '^installed' || true`); got != "390.42\n0" {
+		t.Errorf("the .run in place of packages: %q", got)
+	}
 
 	w.must(t, exitDone, slices.Concat([]string{"uninstall"}, g.reach("root"))...)
 	if d := differences(before, g.snapshot(t)); d != "" {

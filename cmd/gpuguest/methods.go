@@ -34,6 +34,7 @@ func (m *methods) add(c *cobra.Command, w *choice.Want) {
 	f := c.Flags()
 	f.StringVar(&m.runfile, "runfile", "", "NVIDIA's .run installer of the driver: a `FILE` here, which is sent, or a URL, which the guest fetches")
 	f.StringVar(&m.runfileSHA256, "runfile-sha256", "", "SHA-256, `HEX`, of that installer")
+	f.BoolVar(&w.Replace, "replace", false, "remove a driver first that came another way: a .run for packages, packages that gpuguest installed for a .run")
 	f.StringVar(&w.CUDA, "cuda", "", "CUDA toolkit to install, `VERSION`: 12.8, 12.8.1, auto (the newest that driver and GPUs allow) or none (default none)")
 	f.StringVar(&w.CUDASource, "cuda-source", "", "where the toolkit comes from, `SOURCE`: nvidia (its repository) or runfile (default: nvidia where it has one)")
 	f.StringVar(&m.cudaRunfile, "cuda-runfile", "", "NVIDIA's installer of the toolkit: a `FILE` here, which is sent, or a URL, which the guest fetches")

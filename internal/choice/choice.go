@@ -50,6 +50,7 @@ type Want struct {
 	CUDA        string  // toolkit to install: "" or CUDANone, CUDAAuto, a series ("12.8") or a release ("12.8.1")
 	CUDASource  string  // SourceNVIDIA or SourceRunfile; "" NVIDIA's repository where there is one, else the runfile
 	CUDARunfile Runfile // the toolkit's installer; the zero value: one of the tables
+	Replace     bool    // a driver that came another way is removed first: a .run for packages, packages for a .run
 	Signing     Signing // what modules that are built in the guest are signed with; zero: whatever DKMS does
 
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
@@ -61,6 +62,7 @@ type Choice struct {
 	Branch                  int                 // 580
 	Runfile                 Installer           // the driver's installer; zero: it comes in packages
 	CUDA                    Toolkit             // the CUDA toolkit; zero: none
+	Replaces                Replaced            // the driver that is removed first; zero: none
 	Expected                string              // the version that will be there, as far as is known; "" not at all
 	Version                 string              // the full version asked for, else the one the guest has of this very driver, else "": the newest of the branch
 	Packages                []string            // driver packages to install, names only, in order

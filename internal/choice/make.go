@@ -102,6 +102,7 @@ type request struct {
 	unknown  bool   // a GPU is not in the tables and may be newer than them
 	warnings []string
 	all      []candidate       // every driver the sources offer for this machine, best first
+	replaces Replaced          // what is removed first
 	marks    map[string]string // source → one of the packages only it has that the guest has
 }
 
@@ -260,7 +261,12 @@ func (r *request) fitGuest() error {
 	if _, ok := r.d.Arches[r.f.Arch]; !ok {
 		return &Refusal{What: "a driver on " + cmp.Or(r.f.Arch, "an unknown machine"), Reason: "there are driver packages of " + r.d.Name + " for " + strings.Join(sortedKeys(r.d.Arches), " and ")}
 	}
-	if v := r.f.Runfile.Version; v != "" {
+	if v := r.f.Runfile.Version; v != "" && r.w.Replace {
+		r.replaces = Replaced{Runfile: v}
+		if r.f.State.Runfile == "" {
+			r.warnings = append(r.warnings, "driver "+v+" was put in by somebody else's .run; it is removed, and uninstall will not bring it back")
+		}
+	} else if v != "" {
 		how := "remove it first"
 		if u := r.f.Runfile.Uninstaller; u != "" {
 			how = "run " + u + " --silent in the guest first"
@@ -640,7 +646,7 @@ func (r *request) choose(c candidate) Choice {
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
 		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
 		Module: o.Module, DKMSName: o.DKMSName, Signed: o.Signed, Persistence: o.Persistence,
-		License: LicenseProprietary, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
+		License: LicenseProprietary, Replaces: r.replaces, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
 	}
 	if o.Flavor == FlavorOpen {
 		ch.License = LicenseOpen

@@ -282,3 +282,40 @@ func TestTheNearestToolkitIsPossible(t *testing.T) {
 		t.Errorf("only %d proposals", proposed)
 	}
 }
+
+func TestADriverThatCameAnotherWayMakesWayOnlyWhenAskedTo(t *testing.T) {
+	byUs := func(f *facts.Facts) {
+		f.Packages = map[string]string{"nvidia-kernel-open-dkms": "580.95.05-1", "nvidia-driver-cuda": "580.95.05-1", "libnvidia-ml1": "580.95.05-1", "dkms": "3.0.10-8", "gcc": "12"}
+		f.State = facts.State{Before: true, Added: []string{"dkms", "nvidia-kernel-open-dkms", "nvidia-driver-cuda", "libnvidia-ml1:amd64"}}
+	}
+	byRun := func(f *facts.Facts) {
+		f.Runfile = facts.Runfile{Version: "525.147.05", Uninstaller: "/usr/bin/nvidia-uninstall"}
+	}
+	for _, c := range []struct {
+		name string
+		edit func(*facts.Facts)
+		want Want
+		get  Replaced
+		says string // of the refusal
+	}{
+		{"packages for a .run", byUs, Want{Source: "runfile", Replace: true}, Replaced{Packages: []string{"libnvidia-ml1:amd64", "nvidia-driver-cuda", "nvidia-kernel-open-dkms"}}, ""},
+		{"packages for a .run, not asked", byUs, Want{Source: "runfile"}, Replaced{}, "--replace"},
+		{"somebody else's packages for a .run", func(f *facts.Facts) { byUs(f); f.State.Added = f.State.Added[:2] }, Want{Source: "runfile", Replace: true}, Replaced{}, "libnvidia-ml1"},
+		{"a .run for packages", byRun, Want{Source: "nvidia", Replace: true}, Replaced{Runfile: "525.147.05"}, ""},
+		{"a .run for packages, not asked", byRun, Want{Source: "nvidia"}, Replaced{}, ".run installer"},
+		{"nothing to replace", func(*facts.Facts) {}, Want{Source: "runfile", Replace: true}, Replaced{}, ""},
+	} {
+		f, d := guest(t, "debian:12", t4)
+		c.edit(&f)
+		got, err := Make(f, d, c.want)
+		if c.says != "" {
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			continue
+		}
+		if err != nil || fmt.Sprint(got.Replaces) != fmt.Sprint(c.get) {
+			t.Errorf("%s: %+v, %v", c.name, got.Replaces, err)
+		}
+	}
+}

@@ -82,10 +82,8 @@ func (r *request) runfile() (Choice, error) {
 	if reason := r.wishAgainstGPUs(); reason != "" {
 		return Choice{}, r.refuse(reason)
 	}
-	if p := r.driverPackage(); p != "" {
-		refusal := r.refuse("the guest has driver packages (" + p + "), and a .run driver beside packages breaks both: uninstall them first")
-		refusal.Nearest = ""
-		return Choice{}, refusal
+	if err := r.packagesAway(); err != nil {
+		return Choice{}, err
 	}
 	far, why := -1, ""
 	for _, c := range r.all {
@@ -157,24 +155,65 @@ func (r *request) runfileCandidates() []candidate {
 	return all
 }
 
+// Replaced is a driver that makes way for one that comes another way.
+type Replaced struct {
+	Runfile  string   // version of a .run driver
+	Packages []string // packages of a driver, which gpuguest's own work put in, as its ledger names them
+}
+
+// Any tells whether there is one.
+func (r Replaced) Any() bool { return r.Runfile != "" || len(r.Packages) > 0 }
+
+// packagesAway sees that no package of a driver is beside a .run one: those that gpuguest put in make way when the
+// user says so, and what anybody else did stays theirs to undo.
+func (r *request) packagesAway() error {
+	var theirs, ours []string
+	for _, p := range r.driverPackages() {
+		// The ledger has a package's architecture behind its name where the package manager has.
+		i := slices.IndexFunc(r.f.State.Added, func(a string) bool { return a == p || strings.HasPrefix(a, p+":") })
+		if i < 0 {
+			theirs = append(theirs, p)
+			continue
+		}
+		ours = append(ours, r.f.State.Added[i])
+	}
+	refuse := func(p, how string) error {
+		refusal := r.refuse("the guest has driver packages (" + p + "), and a .run driver beside packages breaks both: " + how)
+		refusal.Nearest = ""
+		return refusal
+	}
+	switch {
+	case len(theirs) > 0:
+		return refuse(theirs[0], "uninstall them first")
+	case len(ours) > 0 && !r.w.Replace:
+		return refuse(ours[0], "gpuguest put them in, and removes them where --replace says so")
+	}
+	r.replaces = Replaced{Packages: ours}
+	clear(r.marks)
+	return nil
+}
+
 // driverPackages are names of packages that bring a driver, whichever distribution's.
 var driverPackages = []string{
 	"nvidia-driver*", "nvidia-kernel*", "nvidia-dkms*", "nvidia-open*", "nvidia-headless*", "nvidia-smi", "nvidia-tesla-*", "nvidia-legacy-*",
-	"nvidia-installer-cleanup", "nvidia-compute*", "nvidia-utils-*", "cuda-drivers*", "libcuda1", "libnvidia-ml1", "libnvidia-compute*",
-	"linux-modules-nvidia-*", "kmod-nvidia*", "xorg-x11-drv-nvidia*", "akmod-nvidia*",
+	"nvidia-installer-cleanup", "nvidia-compute*", "nvidia-utils-*", "nvidia-persistenced", "nvidia-modprobe", "nvidia-alternative", "nvidia-support",
+	"nvidia-settings", "nvidia-firmware*", "firmware-nvidia-*", "cuda-drivers*", "libcuda1", "libcudadebugger1", "libnvidia-*", "libnvcuvid1", "libnvoptix1",
+	"linux-modules-nvidia-*", "linux-objects-nvidia-*", "linux-signatures-nvidia-*", "kmod-nvidia*", "xorg-x11-drv-nvidia*", "akmod-nvidia*",
 }
 
-// driverPackage returns a package of a driver that the guest has, "" none.
-func (r *request) driverPackage() string {
+// driverPackages returns the packages of a driver that the guest has, by name.
+func (r *request) driverPackages() []string {
+	var found []string
 	for _, p := range sortedKeys(r.f.Packages) {
 		name, _, _ := strings.Cut(p, ":")
-		for _, pattern := range driverPackages {
-			if ok, _ := path.Match(pattern, name); ok {
-				return p
-			}
+		if slices.ContainsFunc(driverPackages, func(pattern string) bool {
+			ok, _ := path.Match(pattern, name)
+			return ok && !strings.HasPrefix(name, "libnvidia-container")
+		}) {
+			found = append(found, p)
 		}
 	}
-	return ""
+	return found
 }
 
 // unknownRunfile says why no installer is known for what is wished.

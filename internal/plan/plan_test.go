@@ -61,6 +61,7 @@ var goldens = []struct {
 	{"debian12-t4-runfile-beside-packages", "debian12-t4-driver535", choice.Want{Source: choice.SourceRunfile}},
 	{"ubuntu2004-gtx750-cuda-auto-runfile", "ubuntu2004-gtx750", choice.Want{CUDA: choice.CUDAAuto, CUDASource: choice.SourceRunfile}},
 	{"ubuntu2204-t4-runfile-again", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2204-t4-runfile-to-packages", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceNVIDIA, Replace: true}},
 	{"ubuntu2204-t4-runfile-upgrade", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile, Driver: "580"}},
 	{"ubuntu2404-h100-cuda-12.8", "ubuntu2404-h100", choice.Want{CUDA: "12.8"}},
 	{"ubuntu2404-h100-both", "ubuntu2404-h100", choice.Want{Source: choice.SourceRunfile, CUDA: choice.CUDAAuto}},
