@@ -113,7 +113,7 @@ func testRunfileAndToolkit(t *testing.T, w *world) {
 	}
 	// Where it is said to, one makes way for the other, there and back.
 	w.must(t, exitDone, g.install("--replace")...)
-	if got := g.in(t, `[ ! -e /usr/bin/nvidia-uninstall ] && modinfo -k "$(ls /lib/modules)" -F version nvidia; systemctl cat nvidia-persistenced | head -n 1`); got != "580.178.04\n# /lib/systemd/system/nvidia-persistenced.service" {
+	if got := g.in(t, `[ ! -e /usr/bin/nvidia-uninstall ] && modinfo -k "$(ls /lib/modules)" -F version nvidia; systemctl show -P FragmentPath nvidia-persistenced | sed 's|^/usr||'`); got != "580.178.04\n/lib/systemd/system/nvidia-persistenced.service" {
 		t.Errorf("packages in place of the .run: %q", got)
 	}
 	w.must(t, exitDone, append(install, "--replace")...)
