@@ -25,13 +25,15 @@ func debian(version, codename string, components ...string) Distro {
 			SourceNVIDIA: {"cuda-drivers*", "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-open", "nvidia-open-[0-9]*"},
 			SourceDistro: {"nvidia-smi", "nvidia-open-kernel-dkms", "nvidia-tesla-*", "nvidia-legacy-3*"},
 		},
-		GRUBUpdate: "update-grub",
-		Initramfs:  "initramfs-tools",
-		DKMSKey:    "/var/lib/dkms/mok.key",
-		DKMSCert:   "/var/lib/dkms/mok.pub",
-		kernel:     debianKernels{},
+		Boot:     debianBoot,
+		DKMSKey:  "/var/lib/dkms/mok.key",
+		DKMSCert: "/var/lib/dkms/mok.pub",
+		kernel:   debianKernels{},
 	}
 }
+
+// debianBoot is the boot layer of Debian and what is made from it.
+var debianBoot = Boot{Loaders: []Loader{grubDropIn{update: "update-grub"}, entries{}}, Makers: makers}
 
 // debianPersistence is how Debian packages the daemon: postinst makes the user nvpd and starts the unit
 // (nvidia-persistenced of Debian 11 to 13, looked inside).

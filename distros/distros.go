@@ -52,10 +52,9 @@ type Distro struct {
 	// Packages of both in one guest break each other.
 	Marks map[string][]string
 
-	GRUBUpdate string // command that writes the bootloader's configuration anew from its defaults file
-	Initramfs  string // what makes the initramfs on a stock guest: "initramfs-tools"
-	DKMSKey    string // private key that DKMS signs modules with
-	DKMSCert   string // its certificate, DER, as mokutil takes it
+	Boot     Boot   // how the boot loader and the initramfs are changed and asked
+	DKMSKey  string // private key that DKMS signs modules with
+	DKMSCert string // its certificate, DER, as mokutil takes it
 
 	kernel kernelNames
 }

@@ -74,7 +74,7 @@ func TestEveryDistributionAndOfferIsSound(t *testing.T) {
 	var names []string
 	for _, d := range All() {
 		names = append(names, d.String())
-		if d.Name == "" || d.Codename == "" || d.Family != "apt" || d.Packages == nil || d.kernel == nil || d.GRUBUpdate == "" || len(d.Suites) == 0 || len(d.Components) == 0 {
+		if d.Name == "" || d.Codename == "" || d.Family != "apt" || d.Packages == nil || d.kernel == nil || len(d.Boot.Loaders) == 0 || len(d.Boot.Makers) == 0 || len(d.Suites) == 0 || len(d.Components) == 0 {
 			t.Errorf("%s: incomplete: %+v", d, d)
 		}
 		for dir, sum := range d.KeyringSHA256 {

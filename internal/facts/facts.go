@@ -180,6 +180,8 @@ type Boot struct {
 	Config    string `json:"config"`    // "/boot/grub/grub.cfg"
 	Initramfs string `json:"initramfs"` // "initramfs-tools", "dracut", "mkinitrd", "" unknown
 	Image     string `json:"image"`     // initramfs of the next kernel, "" unknown
+
+	Entries []string `json:"entries"` // paths of the boot loader specification entries that the loader reads, sorted; nil: it reads none
 }
 
 // State is what gpuguest itself left in the guest, below /var/lib/gpuguest.
