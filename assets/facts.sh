@@ -551,6 +551,7 @@ if [ -d "$L/before" ]; then
 		if [ -r "$f" ]; then set -- "$@" "$f"; fi
 	done
 	if [ $# -gt 0 ]; then sed -n 's/^# arguments: /|args	/p' "$@"; fi
+	if [ -r "$L/products" ]; then awk '{ print "|product\t" $1 }' "$L/products"; fi
 	if [ -d "$L/before/files" ]; then ( cd "$L/before/files" && find . ! -type d ) | sed 's/^\./|kept	/'; fi
 	if [ -d "$L/before/absent" ]; then ( cd "$L/before/absent" && find . -type f ) | sed 's/^\./|absent	/'; fi
 fi

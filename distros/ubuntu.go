@@ -25,7 +25,7 @@ func ubuntu(version, codename string) Distro {
 		Boot:     debianBoot,
 		DKMSKey:  "/var/lib/shim-signed/mok/MOK.priv",
 		DKMSCert: "/var/lib/shim-signed/mok/MOK.der",
-		kernel:   ubuntuKernels{},
+		kernel:   debKernels{ubuntuKernels{}},
 	}
 }
 

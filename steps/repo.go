@@ -1,9 +1,13 @@
 package steps
 
 import (
+	"slices"
+	"strings"
+
 	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
 )
 
@@ -11,10 +15,13 @@ const keyringFile = "/var/lib/gpuguest/cuda-keyring.deb"
 
 func init() {
 	register(Step{
-		ID:     "old-sources",
-		Title:  "remove NVIDIA sources and keys that conflict",
-		After:  []ID{"ready", "rescue"},
-		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA && len(in.Facts.OldNVIDIA) > 0 },
+		ID:    "old-sources",
+		Title: "remove NVIDIA sources and keys that conflict",
+		After: []ID{"ready", "rescue"},
+		Wanted: func(in Input) bool {
+			own, shared := oldSources(in)
+			return in.Choice.Source == choice.SourceNVIDIA && len(own)+len(shared) > 0
+		},
 		Check: func(in Input) string {
 			own, shared := oldSources(in)
 			return lines(
@@ -52,8 +59,12 @@ func init() {
 			if err != nil {
 				return "false"
 			}
+			first := `[ -s ` + sh.Quote(r.Keyring) + ` ] || { echo "the repository's key is not there"; exit 1; }`
+			if r.KeyPackage != "" {
+				first = must(in.Distro.Packages.Installed(r.KeyPackage), "the keyring package is not installed")
+			}
 			return lines(
-				must(in.Distro.Packages.Installed("cuda-keyring"), "the keyring package is not installed"),
+				first,
 				`[ -s `+sh.Quote(r.Keyring)+` ] || { echo `+sh.Quote(r.Keyring+" is missing")+`; exit 1; }`,
 				`printf %s `+sh.Quote(r.List)+` | cmp -s - `+sh.Quote(r.ListPath)+` || { echo `+sh.Quote(r.ListPath+" does not name the repository")+`; exit 1; }`,
 				must(in.Distro.Packages.Fetched(r.URL), "its package list was not fetched yet"))
@@ -64,6 +75,10 @@ func init() {
 				return nil
 			}
 			m := in.Distro.Packages
+			refresh := action.Run{Title: "fetch NVIDIA's package list", Script: m.Quiet(m.Refresh(distros.Refresh{Need: []string{r.URL}}))}
+			if r.KeyPackage == "" {
+				return append(keyActions(in, r), action.Write{Path: r.ListPath, Data: []byte(r.List)}, refresh)
+			}
 			var get action.Action = action.Run{Title: "fetch the keyring package and check its SHA-256", Script: m.Download(r.KeyringURL, keyringFile, r.KeyringSHA256)}
 			if in.Want.KeyringSent {
 				get = action.Send{Path: keyringFile, SHA256: r.KeyringSHA256}
@@ -75,7 +90,7 @@ func init() {
 					m.Quiet(m.InstallFile(keyringFile)),
 					`rm -f `+keyringFile)},
 				action.Write{Path: r.ListPath, Data: []byte(r.List)},
-				action.Run{Title: "fetch NVIDIA's package list", Script: m.Quiet(m.Refresh(distros.Refresh{Need: []string{r.URL}}))},
+				refresh,
 			}
 		},
 		Hint: "see that the guest reaches the repository; --mirror names another one, --source distro does without",
@@ -102,6 +117,23 @@ func init() {
 	})
 }
 
+// keyActions bring the repository's key into the guest and into rpm's own keyring. It is imported here and not
+// when the first package asks for it, so that it is in the ledger.
+func keyActions(in Input, r distros.Repo) []action.Action {
+	imported := action.Run{Title: "import the key", Packages: true, Script: `rpm --import ` + sh.Quote(r.Keyring)}
+	if in.Want.KeyringSent {
+		return []action.Action{
+			action.Send{Path: keyringFile, SHA256: r.KeyringSHA256},
+			action.Run{Title: "keep the key", Script: lines(`put `+sh.Quote(r.Keyring)+` 0644 <`+keyringFile, `rm -f `+keyringFile)},
+			imported,
+		}
+	}
+	return []action.Action{
+		action.Run{Title: "fetch the repository's key and check it by " + r.Key.Checked(r.KeyringSHA256), Script: distros.FetchKey(r.Key, r.KeyringURL, r.Keyring, r.KeyringSHA256)},
+		imported,
+	}
+}
+
 func repoOf(in Input) (distros.Repo, error) {
 	return in.Distro.Repo(in.Facts.Arch, in.Want.Mirror, in.Want.KeyringSHA256)
 }
@@ -123,5 +155,26 @@ func oldSources(in Input) (own, shared []string) {
 			own = append(own, f)
 		}
 	}
-	return own, shared
+	return append(own, oldRepositories(in)...), shared
+}
+
+// oldRepositories are repository files of rpm that hold nothing but NVIDIA's repository for this guest and are not
+// the one that gpuguest writes: two files that name one repository are an error to dnf, or a warning.
+func oldRepositories(in Input) []string {
+	r, err := repoOf(in)
+	if err != nil || r.KeyPackage != "" {
+		return nil
+	}
+	mine := func(s facts.Source) bool {
+		return strings.Contains(s.URI, "developer.download.nvidia.com/compute/cuda/repos/"+r.Dir)
+	}
+	var found []string
+	for _, s := range in.Facts.Sources {
+		if s.File == r.ListPath || !mine(s) || slices.Contains(found, s.File) ||
+			slices.ContainsFunc(in.Facts.Sources, func(o facts.Source) bool { return o.File == s.File && !mine(o) }) {
+			continue
+		}
+		found = append(found, s.File)
+	}
+	return found
 }

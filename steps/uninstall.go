@@ -165,7 +165,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "removed",
 		Title:  "prove that the guest is what it was",
-		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config"},
+		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config", "products"},
 		Fresh:  true,
 		Wanted: changedByUs,
 		Check: func(in Input) string {

@@ -196,6 +196,7 @@ type State struct {
 	Held    []string  `json:"held"`    // packages that gpuguest put on hold
 
 	KernelArgs []string `json:"kernel_args"` // arguments that gpuguest set for every kernel
+	Products   []string `json:"products"`    // extensions of SLES that gpuguest registered
 }
 
 // Changed is a package that was at version Was before gpuguest's work.
