@@ -2,6 +2,7 @@ package distros
 
 import (
 	"path"
+	"slices"
 	"strings"
 
 	"gpuguest/internal/action"
@@ -255,9 +256,14 @@ func entriesGone(f facts.Facts, args []string) string {
 // (/etc/default/grub, /etc/kernel/cmdline; grubby(8), Red Hat's guides "configuring kernel command-line parameters").
 type grubby struct{}
 
+// Fits passes over a guest that blocks modules on its command line by itself: grubby puts a new value in place of
+// the one there, and a second word of that name beside it is what the kernel reads as well.
 func (grubby) Fits(f facts.Facts) bool {
 	_, there := f.Tools["grubby"]
-	return there && f.Boot.Loader == "grub" && len(f.Boot.Entries) > 0
+	foreign := slices.ContainsFunc(f.Kernel.NextCmdline, func(a string) bool {
+		return strings.HasPrefix(a, "modprobe.blacklist=") && !strings.HasPrefix(a, "modprobe.blacklist=nouveau,nova_core")
+	})
+	return there && !foreign && f.Boot.Loader == "grub" && len(f.Boot.Entries) > 0
 }
 
 func (grubby) Set(_ facts.Facts, args, drop []string) []action.Action {

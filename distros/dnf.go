@@ -107,13 +107,15 @@ func (d dnf) Unhold(packages ...string) string {
 	return `for p in ` + sh.Join(packages...) + `; do ` + d.run(`versionlock delete "$p"`) + ` || :; done`
 }
 
+// It does not begin with a parenthesis: behind "$(" that would be arithmetic.
+//
 // A hold is a lock on versions that are written out; a pattern in their place is a Pin.
 func (d dnf) Held() string {
 	file := sh.Quote(d.lockFile())
 	if d.tool == "dnf5" {
-		return `( [ ! -r ` + file + ` ] || awk -F '"' '/^name *=/ { n = $2 } /^comparator *=/ && $2 == "=" { print n }' ` + file + ` | sort -u )`
+		return `{ [ ! -r ` + file + ` ] || awk -F '"' '/^name *=/ { n = $2 } /^comparator *=/ && $2 == "=" { print n }' ` + file + ` | sort -u; }`
 	}
-	return `( [ ! -r ` + file + ` ] || sed -n '/^[#!]/d; s/^[0-9]*://; s/^\(.*\)-[^-*]*-[^-*]*\.\*$/\1/p' ` + file + ` | sort -u )`
+	return `{ [ ! -r ` + file + ` ] || sed -n '/^[#!]/d; s/^[0-9]*://; s/^\(.*\)-[^-*]*-[^-*]*\.\*$/\1/p' ` + file + ` | sort -u; }`
 }
 
 // yum keeps notes of a transaction that was cut off; to be rid of them is what yum-complete-transaction

@@ -61,7 +61,7 @@ func el(id, version, name string, m Manager) Distro {
 func rebuilds(version string, m Manager, crbRebuild string) []Distro {
 	var all []Distro
 	for _, r := range []struct{ id, name, crbName, crbIDs string }{
-		{"rhel", "Red Hat Enterprise Linux", "CodeReady Builder", "codeready-builder-for-rhel-" + version + "-*-rpms | codeready-builder-for-rhel-" + version + "-rhui-rpms"},
+		{"rhel", "Red Hat Enterprise Linux", "CodeReady Builder", "codeready-builder-for-rhel-" + version + "-x86_64-rpms | codeready-builder-for-rhel-" + version + "-aarch64-rpms | codeready-builder-for-rhel-" + version + "-rhui-rpms"},
 		{"rocky", "Rocky Linux", crbRebuild, crbRebuild},
 		{"almalinux", "AlmaLinux", crbRebuild, crbRebuild},
 		{"centos", "CentOS Stream", crbRebuild, crbRebuild},

@@ -1,6 +1,7 @@
 package distros
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -34,11 +35,11 @@ func sections(dir string) string {
 func (d Distro) ExtrasCheck() string {
 	script := []string{`on=$(` + sections(d.RepoFiles) + `) || on=`, `for id in $on; do`, `	case $id in`}
 	for i, e := range d.Extras {
-		script = append(script, "	"+e.IDs+") seen"+string(rune('a'+i))+"=1 ;;")
+		script = append(script, fmt.Sprintf("	%s) seen%d=1 ;;", e.IDs, i))
 	}
 	script = append(script, "	esac", "done")
 	for i, e := range d.Extras {
-		script = append(script, `[ -n "${seen`+string(rune('a'+i))+`:-}" ] || { echo `+sh.Quote(e.Name+" is not read")+`; exit 1; }`)
+		script = append(script, fmt.Sprintf(`[ -n "${seen%d:-}" ] || { echo %s; exit 1; }`, i, sh.Quote(e.Name+" is not read")))
 	}
 	return lines(script...)
 }

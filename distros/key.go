@@ -14,7 +14,7 @@ func (k RepoKey) Checked(sum string) string {
 	case k.Fingerprint != "":
 		return "its fingerprint"
 	}
-	return "its 32-bit id " + k.ID + " and the server's TLS certificate alone, as its fingerprint is not known; --keyring-sha256 checks it"
+	return "its 32-bit id " + k.ID
 }
 
 // FetchKey is a script that fetches a key, checks it, and leaves it at path through the step library's put.
@@ -45,7 +45,7 @@ func CheckKey(k RepoKey, file, sum string) string {
 	return lines(
 		`key=`+file,
 		`[ "$(grep -c -e '^-----BEGIN PGP PUBLIC KEY BLOCK-----' "$key")" = 1 ] || { echo "this is not one key: $key" >&2; exit 1; }`,
-		`awk '/^-----BEGIN/ { on = 1; next } /^-----END/ { on = 0 } on && /^[ \t\r]*$/ { body = 1; next } on && body && !/^=/' "$key" | base64 -d >"$key.bin"`,
+		`awk '{ sub(/\r$/, "") } /^-----BEGIN/ { on = 1; next } /^-----END/ { on = 0 } on && /^[ \t]*$/ { body = 1; next } on && body && !/^=/' "$key" | base64 -d >"$key.bin"`,
 		`size=$(od -An -v -tu1 "$key.bin" | awk '`,
 		`	{ for (i = 1; i <= NF; i++) b[n++] = $i }`,
 		`	END {`,

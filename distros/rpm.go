@@ -211,7 +211,7 @@ func waitLock(root string, files, pids []string, seconds int) string {
 		case $p in '' | *[!0-9]*) continue ;; esac
 		[ -r "/proc/$p/cmdline" ] || continue
 		c=$(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c 1-120)
-		case $c in *dnf* | *yum* | *zypp* | *[Yy]a[Ss][Tt]* | *[Pp]ackage[Kk]it* | *tdnf*) holder="process $p ($c) holds $f" ;; esac
+		case $c in *dnf* | *yum* | *zypp* | *[Yy]a[Ss][Tt]* | *[Pp]ackage[Kk]it*) holder="process $p ($c) holds $f" ;; esac
 	done
 `
 	}

@@ -75,7 +75,7 @@ func (t tdnf) Unhold(packages ...string) string {
 }
 
 func (t tdnf) Held() string {
-	return `( cat ` + sh.Quote(t.root+"/etc/tdnf/locks.d/") + `*.conf 2>/dev/null | sort -u )`
+	return `{ cat ` + sh.Quote(t.root+"/etc/tdnf/locks.d/") + `*.conf 2>/dev/null | sort -u; }`
 }
 
 func (t tdnf) Offered(packages ...string) string {

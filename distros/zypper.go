@@ -69,7 +69,7 @@ func (z zypper) Unhold(packages ...string) string {
 // zypper's locks are stanzas; the file is read and not zypper asked, which refreshes first.
 func (z zypper) Held() string {
 	file := sh.Quote(z.root + "/etc/zypp/locks")
-	return `( [ ! -r ` + file + ` ] || awk '$1 == "solvable_name:" { print $2 }' ` + file + ` | sort -u )`
+	return `{ [ ! -r ` + file + ` ] || awk '$1 == "solvable_name:" { print $2 }' ` + file + ` | sort -u; }`
 }
 
 func (z zypper) Offered(packages ...string) string {

@@ -31,7 +31,7 @@ func init() {
 			if len(fresh) == 0 {
 				return []action.Action{action.Run{Title: "hold", Script: ":"}}
 			}
-			return []action.Action{action.Run{Title: "hold " + strings.Join(fresh, " "), Script: lines(
+			return []action.Action{action.Run{Title: "hold " + strings.Join(fresh, " "), Packages: in.Distro.RepoFiles != "", Script: lines(
 				// Which holds are ours is on disk before they are made, so that uninstall lifts those and no other.
 				`printf '%s\n' `+sh.Join(fresh...)+` >>"$S/held"`,
 				`flush "$S/held"`,

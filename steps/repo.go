@@ -59,15 +59,14 @@ func init() {
 			if err != nil {
 				return "false"
 			}
-			first := `[ -s ` + sh.Quote(r.Keyring) + ` ] || { echo "the repository's key is not there"; exit 1; }`
+			var script []string
 			if r.KeyPackage != "" {
-				first = must(in.Distro.Packages.Installed(r.KeyPackage), "the keyring package is not installed")
+				script = append(script, must(in.Distro.Packages.Installed(r.KeyPackage), "the keyring package is not installed"))
 			}
-			return lines(
-				first,
+			return lines(append(script,
 				`[ -s `+sh.Quote(r.Keyring)+` ] || { echo `+sh.Quote(r.Keyring+" is missing")+`; exit 1; }`,
 				`printf %s `+sh.Quote(r.List)+` | cmp -s - `+sh.Quote(r.ListPath)+` || { echo `+sh.Quote(r.ListPath+" does not name the repository")+`; exit 1; }`,
-				must(in.Distro.Packages.Fetched(r.URL), "its package list was not fetched yet"))
+				must(in.Distro.Packages.Fetched(r.URL), "its package list was not fetched yet"))...)
 		},
 		Apply: func(in Input) []action.Action {
 			r, err := repoOf(in)

@@ -701,7 +701,7 @@ func (r *request) caveats(c candidate) []string {
 		warn("%s", c.offer.Caveat)
 	}
 	if k := r.d.RepoKey; c.offer.Source == SourceNVIDIA && !c.here && k.File != "" && k.Fingerprint == "" && r.w.KeyringSHA256 == "" {
-		warn("the key of NVIDIA's repository is checked by %s", k.Checked(""))
+		warn("the key of NVIDIA's repository is checked by %s and the server's TLS certificate alone, as its fingerprint is not known; --keyring-sha256 says what it must be", k.Checked(""))
 	}
 	if pkg, _ := r.d.Toolset(r.f); pkg != "" && c.offer.Modules == ModulesDKMS {
 		warn("kernel %s was built with a newer compiler than the distribution's, so the modules are built with %s; DKMS does not know this when it builds for a later kernel by itself", r.kernel, pkg)

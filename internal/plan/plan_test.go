@@ -6,9 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"gpuguest/distros"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
 	"gpuguest/steps"
@@ -46,6 +48,46 @@ var goldens = []struct {
 	{"debian12-readonly", "debian12-readonly", choice.Want{}},
 	{"debian12-k80-and-l4", "debian12-k80-and-l4", choice.Want{}},
 	{"rocky9-l4", "rocky9-l4", choice.Want{}},
+	{"centos7-k80", "centos7-k80", choice.Want{}},
+	{"rhel7-p100-efi-535", "rhel7-p100-efi", choice.Want{Driver: "535"}},
+	{"ol7-v100", "ol7-v100", choice.Want{}},
+	{"rhel8-a100-proprietary", "rhel8-a100", choice.Want{Flavor: choice.FlavorProprietary}},
+	{"rocky8-v100", "rocky8-v100", choice.Want{}},
+	{"almalinux8-k80", "almalinux8-k80", choice.Want{}},
+	{"centos8-t4-hold", "centos8-t4", choice.Want{HoldKernel: true}},
+	{"ol8-t4-exact", "ol8-t4", choice.Want{Driver: "580.95.05"}},
+	{"rhel9-t4", "rhel9-t4", choice.Want{}},
+	{"rhel9-h100-secureboot", "rhel9-h100-secureboot", choice.Want{}},
+	{"rocky9-secureboot-enrolled", "rocky9-secureboot-enrolled", choice.Want{}},
+	{"rocky9-k80", "rocky9-k80", choice.Want{}},
+	{"rocky9-l4-470", "rocky9-l4", choice.Want{Driver: "470", Flavor: choice.FlavorProprietary}},
+	{"rocky9-l4-distro", "rocky9-l4", choice.Want{Source: choice.SourceDistro}},
+	{"rocky9-l4-mirror", "rocky9-l4", choice.Want{Mirror: "http://mirror.example/cuda", KeyringSHA256: strings.Repeat("ab", 32)}},
+	{"rocky9-l4-driver580", "rocky9-l4-driver580", choice.Want{}},
+	{"rocky9-l4-driver580-to-595", "rocky9-l4-driver580", choice.Want{Driver: "595"}},
+	{"almalinux9-gh200-64k", "almalinux9-gh200-64k", choice.Want{}},
+	{"centos9-l4-realloc", "centos9-l4", choice.Want{KernelArgs: []string{"pci=realloc"}}},
+	{"ol9-l4-uek", "ol9-l4-uek", choice.Want{}},
+	{"rhel10-h100", "rhel10-h100", choice.Want{}},
+	{"rocky10-b200", "rocky10-b200", choice.Want{}},
+	{"almalinux10-t4-arm64-595", "almalinux10-t4-arm64", choice.Want{Driver: "595"}},
+	{"centos10-l4", "centos10-l4", choice.Want{}},
+	{"ol10-l4", "ol10-l4", choice.Want{}},
+	{"fedora43-l4", "fedora43-l4", choice.Want{}},
+	{"fedora44-b200", "fedora44-b200", choice.Want{}},
+	{"fedora44-l4-systemd-boot", "fedora44-l4-systemd-boot", choice.Want{HoldKernel: true}},
+	{"fedora44-l4-rpmfusion", "fedora44-l4-rpmfusion", choice.Want{}},
+	{"amzn2023-l4", "amzn2023-l4", choice.Want{}},
+	{"amzn2023-t4-arm64", "amzn2023-t4-arm64", choice.Want{}},
+	{"kylin10-t4", "kylin10-t4", choice.Want{}},
+	{"kylin11-a100", "kylin11-a100", choice.Want{}},
+	{"sles15-t4", "sles15-t4", choice.Want{}},
+	{"sles15-t4-secureboot", "sles15-t4-secureboot", choice.Want{}},
+	{"leap15-v100-hold", "leap15-v100", choice.Want{HoldKernel: true}},
+	{"sles16-h100-arm64", "sles16-h100-arm64", choice.Want{}},
+	{"leap16-l4", "leap16-l4", choice.Want{}},
+	{"azurelinux3-a100", "azurelinux3-a100", choice.Want{}},
+	{"azurelinux3-v100", "azurelinux3-v100", choice.Want{}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
 
@@ -122,6 +164,52 @@ func checkShell(t *testing.T, script []byte) {
 	cmd.Stdin = bytes.NewReader(script)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("sh -n: %v\n%s", err, out)
+	}
+}
+
+// TestPlansPassShellcheck has one plan of each package manager and boot loader read by shellcheck, and with
+// GPUGUEST_LINT=1 every plan; one takes a second and more.
+func TestPlansPassShellcheck(t *testing.T) {
+	bin, err := exec.LookPath("shellcheck")
+	if err != nil {
+		t.Skip("no shellcheck on this machine")
+	}
+	few := []string{"debian12-gtx1050ti", "centos7-k80", "rocky9-l4", "fedora44-l4-systemd-boot", "sles15-t4-secureboot", "azurelinux3-a100"}
+	for _, g := range goldens {
+		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
+			continue
+		}
+		t.Run(g.name, func(t *testing.T) {
+			t.Parallel()
+			p, err := build(guestFacts(t, g.guest), g.want)
+			if err != nil {
+				return
+			}
+			var script bytes.Buffer
+			if err := p.Shell(&script); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(bin, "-s", "sh", "-S", "warning", "-")
+			cmd.Stdin = &script
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// TestEveryDistributionHasAPlan holds the list of goldens against the distributions known.
+func TestEveryDistributionHasAPlan(t *testing.T) {
+	planned := map[string]bool{}
+	for _, g := range goldens {
+		if p, err := build(guestFacts(t, g.guest), g.want); err == nil {
+			planned[p.Distro.String()] = true
+		}
+	}
+	for _, d := range distros.All() {
+		if !planned[d.String()] {
+			t.Errorf("no golden plans for %s", d)
+		}
 	}
 }
 
