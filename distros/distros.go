@@ -54,7 +54,8 @@ type Distro struct {
 	Suites     []string // archive suites to read: the release and its updates; for rpm, patterns of the ids of the distribution's repositories
 	Keyring    string   // path of the distribution's archive keyring, for Signed-By
 
-	Offers []Offer // which drivers can be had here
+	Offers []Offer           // which drivers can be had here
+	Tested map[string]string // how, by source; one that is missing was tested by plans only
 	// Marks are patterns (path.Match) of package names that only one source of drivers has, by source.
 	// Packages of both in one guest break each other.
 	Marks map[string][]string

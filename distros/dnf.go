@@ -260,7 +260,11 @@ func (d dnf) Pin(p Pin) string {
 		if d.tool == "dnf5" {
 			start = "version = \"1.0\"\n"
 		}
+		// The list is the plugin's own file: it is kept before the plugin brings it, and so is what rpm makes of it
+		// when the plugin goes.
 		script = append(script,
+			`keep `+file,
+			`keep `+sh.Quote(d.lockFile()+".rpmsave"),
 			d.lockPlugin(),
 			`new=$(mktemp)`,
 			`if [ -s `+file+` ]; then sed '/^`+blockBegin+`$/,/^`+blockEnd+`$/d' `+file+` >"$new"; else printf %s `+sh.Quote(start)+` >"$new"; fi`,

@@ -49,8 +49,12 @@ func init() {
 		After:  []ID{"ready", "rescue", "old-sources"},
 		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA },
 		Refuse: func(in Input) string {
-			if _, err := repoOf(in); err != nil {
+			r, err := repoOf(in)
+			switch {
+			case err != nil:
 				return err.Error()
+			case in.Want.KeyringSent && r.KeyringSHA256 == "":
+				return "of a key that is sent the SHA-256 has to be said: --keyring-sha256"
 			}
 			return ""
 		},

@@ -174,7 +174,7 @@ func TestPlansPassShellcheck(t *testing.T) {
 	if err != nil {
 		t.Skip("no shellcheck on this machine")
 	}
-	few := []string{"debian12-gtx1050ti", "centos7-k80", "rocky9-l4", "fedora44-l4-systemd-boot", "sles15-t4-secureboot", "azurelinux3-a100"}
+	few := []string{"debian12-gtx1050ti", "centos7-k80", "rocky9-l4", "fedora44-l4-systemd-boot", "sles15-t4-secureboot"}
 	for _, g := range goldens {
 		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
 			continue
@@ -195,6 +195,50 @@ func TestPlansPassShellcheck(t *testing.T) {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})
+	}
+}
+
+// TestUninstallTakesBackWhatRPMGuestsWereGiven has the ledger of a guest of each family planned for.
+func TestUninstallTakesBackWhatRPMGuestsWereGiven(t *testing.T) {
+	for _, c := range []struct {
+		guest string
+		says  []string
+	}{
+		{"rocky9-l4-driver580", []string{
+			"rpm -e --test", "--setopt=clean_requirements_on_remove=0 remove", "grubby --update-kernel=ALL --remove-args=", "dracut --force /boot/initramfs-5.14.0-570.49.1.el9_6.x86_64.img",
+			"/etc/dnf/modules.d/nvidia-driver.module", "gpg-pubkey-d42d0685-62e36a2e", "versionlock delete",
+		}},
+		{"centos7-k80", []string{"yum -y", "grub2-mkconfig -o /boot/grub2/grub.cfg", "/etc/default/grub"}},
+		{"sles15-t4", []string{"zypper --non-interactive remove --no-clean-deps", "grub2-mkconfig -o /boot/grub2/grub.cfg", "SUSEConnect --de-register", "removelock"}},
+		{"fedora44-l4-systemd-boot", []string{"remove", "/boot/efi/loader/entries", "dracut --force /boot/efi/"}},
+		{"azurelinux3-a100", []string{"tdnf -y --noautoremove remove", "grub2-mkconfig"}},
+	} {
+		f := guestFacts(t, c.guest)
+		f.State.Before = true
+		f.State.Added = []string{"dkms", "gpg-pubkey-d42d0685-62e36a2e", "nvidia-driver-cuda"}
+		f.State.Kept = []string{"/etc/default/grub", "/boot/initramfs.img"}
+		f.State.Absent = []string{"/etc/modprobe.d/gpuguest-blocklist.conf", "/etc/dnf/modules.d/nvidia-driver.module"}
+		f.State.Held = []string{"kernel-core"}
+		f.State.KernelArgs = []string{"nouveau.modeset=0"}
+		f.State.Products = []string{"PackageHub/15.6/x86_64"}
+		in, err := Bare(f, choice.Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := Build(in, steps.Uninstall())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var script bytes.Buffer
+		if err := p.Shell(&script); err != nil {
+			t.Fatal(err)
+		}
+		checkShell(t, script.Bytes())
+		for _, s := range c.says {
+			if !strings.Contains(script.String(), s) {
+				t.Errorf("%s: the way back has no %q", c.guest, s)
+			}
+		}
 	}
 }
 
