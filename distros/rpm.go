@@ -44,21 +44,26 @@ func PackageName(p string) string {
 // versionBegins is an awk condition: the text in v begins with the version in p, at a boundary.
 const versionBegins = `index(v, p) == 1 && substr(v, length(p) + 1, 1) ~ /^[._-]?$/`
 
+// Where versions count, one awk looks at all that rpm says, instead of a fork for each package.
 func (r rpm) Installed(packages ...string) string {
 	var names []string
+	versions := false
 	script := []string{"("}
-	var exact []string
 	for _, w := range words(packages) {
 		names = append(names, w.name)
-		switch {
-		case w.like != "":
-			exact = append(exact, `[ "$(rpm -q --qf '%{VERSION}' `+sh.Quote(w.name)+`)" = "$(rpm -q --qf '%{VERSION}\n' `+sh.Quote(w.like)+` | cut -d _ -f 1 | sort -V | tail -n 1)" ] || exit 1`)
-		case w.version != "":
-			exact = append(exact, `rpm -q --qf '%{VERSION}-%{RELEASE}\n' `+sh.Quote(w.name)+` | awk -v p=`+sh.Quote(w.version)+` '{ v = $0; if (`+versionBegins+`) found = 1 } END { exit !found }' || exit 1`)
+		versions = versions || w.version != ""
+		if w.like != "" {
+			script = append(script, `[ "$(rpm -q --qf '%{VERSION}' `+sh.Quote(w.name)+`)" = "$(rpm -q --qf '%{VERSION}\n' `+sh.Quote(w.like)+` | cut -d _ -f 1 | sort -V | tail -n 1)" ] || exit 1`)
 		}
 	}
-	script = append(script, `rpm -q --qf '%{NAME} %{VERSION}-%{RELEASE}\n' `+sh.Join(names...)+` || exit 1`)
-	return lines(append(append(script, exact...), ")")...)
+	ask := `rpm -q --qf '%{NAME} %{VERSION}-%{RELEASE}\n' ` + sh.Join(names...)
+	if versions {
+		ask = `rpm -q --qf '%{NAME} %{VERSION}-%{RELEASE} %{ARCH}\n' ` + sh.Join(names...) + ` | ` + offers(packages)
+	}
+	if len(script) == 1 {
+		return ask
+	}
+	return lines(append(script, ask, ")")...)
 }
 
 // Packages of which several versions stand side by side carry theirs in the name, so that one more of them

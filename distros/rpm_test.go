@@ -115,6 +115,7 @@ case $mode in
 			$1 == p || $1 "-" $2 == p || $1 "-" $2 "." $3 == p { code = 0; v = $2; sub(/-[^-]*$/, "", v)
 				if (f ~ /^%.VERSION.\n?$/) printf "%s%s", v, (f ~ /\n$/ ? "\n" : "")
 				else if (f ~ /^%.VERSION.-/) print $2
+				else if (f ~ /ARCH/) print $1, $2, $3
 				else print $1, $2 }
 			END { exit code }' "`+db+`" || { echo "package $p is not installed"; code=1; }
 	done
