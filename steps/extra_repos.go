@@ -7,10 +7,9 @@ import (
 
 func init() {
 	register(Step{
-		ID:    "extra-repos",
-		Title: "read the repositories that the driver's dependencies come from",
-		After: []ID{"ready", "rescue"},
-		// Repositories that the guest read before are left out; those that gpuguest turned on are asked for again.
+		ID:     "extra-repos",
+		Title:  "read the repositories that the driver's dependencies come from",
+		After:  []ID{"ready", "rescue"},
 		Wanted: func(in Input) bool { return len(in.Distro.Extras) > 0 },
 		Check:  func(in Input) string { return in.Distro.ExtrasCheck() },
 		Apply: func(in Input) []action.Action {

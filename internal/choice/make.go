@@ -614,7 +614,7 @@ func (r *request) installed(c candidate) bool {
 	if len(r.f.Packages) == 0 {
 		return false
 	}
-	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number})
+	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number, Flavor: r.d.KernelFlavor(r.kernel)})
 	have := func(p string) bool {
 		v := r.f.Packages[p]
 		b, err := catalog.BranchOf(upstream(v))
