@@ -67,11 +67,11 @@ func TestRPMCommandsAreShell(t *testing.T) {
 			t.Parallel()
 			var script strings.Builder
 			script.WriteString("#!/bin/sh\nset -eu\nS=/var/lib/gpuguest\nkeep() { :; }\nput() { cat >\"$1\"; }\nflush() { :; }\n")
-			for i, c := range rpmCommands(m) {
+			for _, c := range rpmCommands(m) {
 				if strings.HasSuffix(c.text, "\n") {
 					t.Errorf("%s ends in a newline", c.name)
 				}
-				fmt.Fprintf(&script, "f%d() (\n%s\n)\n%s >/dev/null || { echo no; exit 1; }\n", i, c.text, c.text)
+				fmt.Fprintf(&script, "%s >/dev/null || { echo no; exit 1; }\n", c.text)
 				if slices.Contains([]string{"held", "list", "manual"}, c.name) {
 					fmt.Fprintf(&script, "out=$(%s)\necho \"$out\"\n", c.text)
 				}
