@@ -92,7 +92,7 @@ func TestEveryDistributionAndOfferIsSound(t *testing.T) {
 			t.Errorf("%s: neither all of apt nor all of rpm: %+v", d, d)
 		}
 		for _, e := range d.Extras {
-			if e.Name == "" || e.IDs == "" || e.How == "" || e.Enable == "" {
+			if e.Name == "" || (e.IDs == "") == (e.Gone == "") || e.How == "" || e.Enable == "" {
 				t.Errorf("%s: incomplete: %+v", d, e)
 			}
 		}

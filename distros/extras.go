@@ -15,6 +15,9 @@ import (
 type Extra struct {
 	Name string // for people: "EPEL"
 	IDs  string // patterns of the ids of its sections, in a word of sh's case: "epel | *_developer_EPEL"
+	// Gone is a host that the guest's repository files name and that no longer is; "" none. Such an extra has no
+	// IDs: it is needed where the host is named.
+	Gone string
 	How  string // what is done, for people
 	// Enable makes it be read. It runs with the step library, and under set -eu.
 	Enable string
@@ -31,17 +34,42 @@ func sections(dir string) string {
 	END { for (i in on) printf " %s ", i }' ` + sh.Quote(dir) + `/*.repo 2>/dev/null`
 }
 
-// ExtrasCheck exits zero when every extra repository is read.
+// ExtrasCheck exits zero when every extra repository is read, and none that is gone.
 func (d Distro) ExtrasCheck() string {
+	var gone []string
+	for _, e := range d.Extras {
+		if e.Gone != "" {
+			gone = append(gone, `! grep -q '^[^#]*//`+strings.ReplaceAll(e.Gone, ".", `\.`)+`/' `+sh.Quote(d.RepoFiles)+`/*.repo 2>/dev/null || { echo `+sh.Quote(e.Gone+" is read, which is gone")+`; exit 1; }`)
+		}
+	}
 	script := []string{`on=$(` + sections(d.RepoFiles) + `) || on=`, `for id in $on; do`, `	case $id in`}
 	for i, e := range d.Extras {
-		script = append(script, fmt.Sprintf("	%s) seen%d=1 ;;", e.IDs, i))
+		if e.IDs != "" {
+			script = append(script, fmt.Sprintf("	%s) seen%d=1 ;;", e.IDs, i))
+		}
 	}
 	script = append(script, "	esac", "done")
 	for i, e := range d.Extras {
+		if e.IDs == "" {
+			continue
+		}
 		script = append(script, fmt.Sprintf(`[ -n "${seen%d:-}" ] || { echo %s; exit 1; }`, i, sh.Quote(e.Name+" is not read")))
 	}
-	return lines(script...)
+	return lines(append(gone, script...)...)
+}
+
+// centosVault has the repositories of a CentOS that is no longer made read from its vault: the mirrors named in a
+// stock guest's files are gone since July 2024.
+func centosVault() Extra {
+	return Extra{Name: "CentOS's vault", Gone: "mirrorlist.centos.org", How: "read it in place of the mirrors, which are gone",
+		Enable: lines(
+			`for f in /etc/yum.repos.d/*.repo; do`,
+			`	grep -q '^[^#]*//mirrorlist\.centos\.org/' "$f" || continue`,
+			`	new=$(mktemp)`,
+			`	sed 's|^mirrorlist=.*//mirrorlist\.centos\.org/|#&|; s|^#* *baseurl=http://mirror\.centos\.org/|baseurl=https://vault.centos.org/|' "$f" >"$new"`,
+			`	put "$f" 0644 <"$new"`,
+			`	rm -f "$new"`,
+			`done`)}
 }
 
 // enableSection turns a section of the guest's own repository files on. The file's own line is what counts, for
@@ -114,6 +142,9 @@ func epelFromFedora(m Manager, release string) Extra {
 // ExtrasMissing returns the extra repositories that the guest's own files do not turn on, as far as they tell.
 func (d Distro) ExtrasMissing(f facts.Facts) []Extra {
 	return slices.DeleteFunc(slices.Clone(d.Extras), func(e Extra) bool {
+		if e.Gone != "" {
+			return !slices.ContainsFunc(f.Sources, func(s facts.Source) bool { return strings.Contains(s.URI, "//"+e.Gone+"/") })
+		}
 		return slices.ContainsFunc(f.Sources, func(s facts.Source) bool {
 			for _, p := range strings.Split(e.IDs, "|") {
 				if ok, _ := path.Match(strings.TrimSpace(p), s.Suite); ok {

@@ -25,7 +25,7 @@ func init() {
 		case "ol":
 			d.Extras = []Extra{releasePackage(m, "EPEL", "ol7_developer_EPEL", "oracle-epel-release-el7")}
 		default:
-			d.Extras = []Extra{releasePackage(m, "EPEL", "epel", "epel-release")}
+			d.Extras = []Extra{centosVault(), releasePackage(m, "EPEL", "epel", "epel-release")}
 		}
 		register(d)
 	}

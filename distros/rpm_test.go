@@ -326,6 +326,42 @@ func TestExtrasAreTurnedOnWhereTheyAre(t *testing.T) {
 	}
 }
 
+func TestVaultIsReadInPlaceOfMirrorsThatAreGone(t *testing.T) {
+	m := rpmMachine(t)
+	stock := "[base]\nname=CentOS-$releasever - Base\nmirrorlist=http://mirrorlist.centos.org/?release=$releasever&repo=os\n#baseurl=http://mirror.centos.org/centos/$releasever/os/$basearch/\ngpgcheck=1\n"
+	m.file("repos/CentOS-Base.repo", stock)
+	m.file("repos/other.repo", "[other]\nbaseurl=http://other.example/\n")
+	d := Distro{RepoFiles: filepath.Join(m.root, "repos"), Extras: []Extra{centosVault(), {Name: "other", IDs: "other"}}}
+	if out, _, code := m.run(d.ExtrasCheck()); code == 0 || !strings.Contains(out, "mirrorlist.centos.org is read") {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	library := "put() { cat >\"$1.new\"; mv \"$1.new\" \"$1\"; }\n"
+	for range 2 {
+		if out, errs, code := m.run(library + strings.ReplaceAll(centosVault().Enable, "/etc/yum.repos.d", d.RepoFiles)); code != 0 {
+			t.Fatalf("exit %d: %s%s", code, out, errs)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(m.root, "repos/CentOS-Base.repo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "[base]\nname=CentOS-$releasever - Base\n#mirrorlist=http://mirrorlist.centos.org/?release=$releasever&repo=os\nbaseurl=https://vault.centos.org/centos/$releasever/os/$basearch/\ngpgcheck=1\n"
+	if string(text) != want {
+		t.Errorf("the file holds %q", text)
+	}
+	if out, _, code := m.run(d.ExtrasCheck()); code != 0 {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	f := facts.Facts{Sources: []facts.Source{{URI: "http://mirrorlist.centos.org/?release=7", Suite: "base"}, {URI: "http://other.example/", Suite: "other"}}}
+	if got := d.ExtrasMissing(f); len(got) != 1 || got[0].Gone == "" {
+		t.Errorf("missing are %+v", got)
+	}
+	f.Sources[0].URI = "https://vault.centos.org/centos/7/os/"
+	if got := d.ExtrasMissing(f); len(got) != 0 {
+		t.Errorf("missing are %+v", got)
+	}
+}
+
 func TestToolsetFollowsTheKernelsCompiler(t *testing.T) {
 	d, err := For(facts.OS{}, "ol:9")
 	if err != nil {
