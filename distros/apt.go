@@ -68,9 +68,28 @@ if ! apt-get check -q -o DPkg::Lock::Timeout=600 >/dev/null 2>&1 ||
 fi`
 }
 
+func (a apt) Snapshot() string { return "gpuguest_packages=$(" + packageStates + ")" }
+
+// packageStates lists every package, the state first, so that a pattern finds one without a fork.
+const packageStates = `dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n'`
+
 func (a apt) Installed(packages ...string) string {
-	return `dpkg-query -W -f='${Package} ${Version} ${db:Status-Status}\n' ` + sh.Join(packages...) +
-		` 2>/dev/null | awk '$3 == "installed" && !seen[$1]++ { print $1, $2; n++ } END { exit n + 0 < ` + fmt.Sprint(len(packages)) + ` }'`
+	return `(
+: "${gpuguest_packages=$(` + packageStates + ` ` + sh.Join(packages...) + ` 2>/dev/null)}"
+missing=
+for p in ` + sh.Join(packages...) + `; do
+	case "
+$gpuguest_packages" in
+*"
+installed $p "*) ;;
+*)
+		echo "$p is not installed"
+		missing=1
+		;;
+	esac
+done
+[ -z "$missing" ]
+)`
 }
 
 func (a apt) Offered(packages ...string) string {

@@ -6,8 +6,18 @@ import "gpuguest/internal/sh"
 // what an interrupted run leaves. A package waiting for a trigger is finished by the next run of dpkg.
 func (a apt) Sound() string {
 	return `(
-bad=$(dpkg-query -W -f='${db:Status-Status} ${Package}\n' | awk '$1 ~ /^(half-installed|half-configured|unpacked|triggers-awaited|triggers-pending)$/ { print $2 " is " $1 }')
-[ -z "$bad" ] || { printf '%s\n' "$bad"; exit 1; }
+: "${gpuguest_packages=$(` + packageStates + `)}"
+[ -n "$gpuguest_packages" ] || { echo "dpkg-query lists no package"; exit 1; }
+case "
+$gpuguest_packages" in
+*"
+half-"* | *"
+unpacked "* | *"
+triggers-"*)
+	printf '%s\n' "$gpuguest_packages" | awk '$1 ~ /^(half-|unpacked$|triggers-)/ { print $2 " is " $1 }'
+	exit 1
+	;;
+esac
 for u in ` + sh.Quote(a.root+"/var/lib/dpkg/updates/") + `[0-9]*; do
 	[ ! -e "$u" ] || { echo "dpkg was interrupted"; exit 1; }
 done

@@ -234,16 +234,22 @@ func TestInstalledWantsEveryPackageFullyInstalled(t *testing.T) {
 		code int
 		out  string
 	}{
-		{"dkms 3.0.10 installed\ngcc 12 installed\n", 0, 0, "dkms 3.0.10\ngcc 12\n"},
-		{"dkms 3.0.10 installed\ngcc 12 half-configured\n", 0, 1, "dkms 3.0.10\n"},
-		{"dkms 3.0.10 installed\ndkms 3.0.10 installed\n", 1, 1, "dkms 3.0.10\n"},
-		{"dkms 3.0.10 installed\ngcc  not-installed\n", 1, 1, "dkms 3.0.10\n"},
-		{"", 1, 1, ""},
+		{"installed dkms 3.0.10\ninstalled gcc 12\n", 0, 0, ""},
+		{"installed dkms 3.0.10\nhalf-configured gcc 12\n", 0, 1, "gcc is not installed\n"},
+		{"installed dkms 3.0.10\ninstalled dkms 3.0.10\n", 1, 1, "gcc is not installed\n"},
+		{"installed dkms 3.0.10\nnot-installed gcc \n", 1, 1, "gcc is not installed\n"},
+		{"installed dkms 3.0.10\ninstalled gcc-12 12\n", 1, 1, "gcc is not installed\n"},
+		{"", 1, 1, "dkms is not installed\ngcc is not installed\n"},
 	} {
 		m := newMachine(t)
 		m.fake("dpkg-query", "cat <<'EOF'\n"+c.says+"EOF\nexit "+fmt.Sprint(c.exit))
-		if out, _, code := m.run(apt{}.Installed("dkms", "gcc")); code != c.code || out != c.out {
-			t.Errorf("%q: %q, exit %d; want %q, %d", c.says, out, code, c.out, c.code)
+		for how, script := range map[string]string{
+			"asked":    apt{}.Installed("dkms", "gcc"),
+			"snapshot": apt{}.Snapshot() + " || :\nPATH=/nowhere\n" + apt{}.Installed("dkms", "gcc"),
+		} {
+			if out, _, code := m.run(script); code != c.code || out != c.out {
+				t.Errorf("%q, %s: %q, exit %d; want %q, %d", c.says, how, out, code, c.out, c.code)
+			}
 		}
 		if _, _, code := m.run(apt{}.Installed("dkms", "gcc") + " >/dev/null || { echo not all; exit 7; }"); code != c.code*7 {
 			t.Errorf("%q with a redirection behind: exit %d, want %d", c.says, code, c.code*7)
@@ -405,7 +411,7 @@ func TestFetchedFindsTheListByAptsOwnName(t *testing.T) {
 func TestSoundNamesWhatIsHalfInstalled(t *testing.T) {
 	m := newMachine(t)
 	a := apt{root: m.root}
-	m.fake("dpkg-query", "printf 'installed bash\\nconfig-files old\\n'")
+	m.fake("dpkg-query", "printf 'installed bash 5\\nconfig-files old 1\\n'")
 	if out, errs, code := m.run(a.Sound()); code != 0 || out+errs != "" {
 		t.Errorf("sound: exit %d, %q", code, out+errs)
 	}
@@ -416,7 +422,7 @@ func TestSoundNamesWhatIsHalfInstalled(t *testing.T) {
 		t.Errorf("cut off: exit %d, %q", code, out)
 	}
 	m = newMachine(t)
-	m.fake("dpkg-query", "printf 'installed bash\\nhalf-configured nvidia-kernel-dkms\\n'")
+	m.fake("dpkg-query", "printf 'installed bash 5\\nhalf-configured nvidia-kernel-dkms 1\\n'")
 	if out, _, code := m.run(apt{root: m.root}.Sound()); code == 0 || !strings.Contains(out, "nvidia-kernel-dkms is half-configured") {
 		t.Errorf("half installed: exit %d, %q", code, out)
 	}

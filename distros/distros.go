@@ -181,7 +181,10 @@ type Manager interface {
 	Unhold(packages ...string) string
 	// Repair finishes what an interrupted run left half done. It changes nothing in a sound guest.
 	Repair() string
-	// Installed prints "name version" for each that is fully installed and exits non-zero unless all are.
+	// Snapshot asks once for what Installed and Sound look at, in a script that changes no package between
+	// them. Without it they ask for themselves. "" where it would save nothing.
+	Snapshot() string
+	// Installed exits zero when every package is fully installed, and names those that are not otherwise.
 	Installed(packages ...string) string
 	// Offered prints "name version" for each that could be installed now and exits non-zero unless all could.
 	Offered(packages ...string) string

@@ -135,8 +135,15 @@ func (d dnf) Repair() string {
 	return lines(d.rpm.Repair(), `rm -f `+sh.Quote(d.root+"/var/lib/yum/transaction-all.")+`* `+sh.Quote(d.root+"/var/lib/yum/transaction-done.")+`*`)
 }
 
-// offers is the end of Offered: it reads "name version-release arch" lines and counts the packages asked for.
+// offers is the end of Offered: it reads "name version-release arch" lines and prints the packages asked for. It exits
+// non-zero unless all are among them.
 func offers(packages []string) string {
+	return among(packages, `print $1, v`, `exit found + 0 < n`)
+}
+
+// among is an awk that reads "name version-release arch" lines: each is done for the first line of every package asked
+// for, whose word is w[i], with the version in v; end comes last, with their number in n and that of those found in found.
+func among(packages []string, each, end string) string {
 	return `awk -v words=` + sh.Quote(strings.Join(packages, " ")) + ` '
 	BEGIN { n = split(words, w, " ") }
 	NF >= 3 {
@@ -145,10 +152,10 @@ func offers(packages []string) string {
 			if (at = index(name, "=")) { p = substr(name, at + 1); name = substr(name, 1, at - 1) }
 			v = $2; sub(/^[0-9]+:/, "", v)
 			if (p ~ /^@/) p = ""
-			if ((name == $1 || name == $1 "-" v "." $3) && (p == "" || ` + versionBegins + `) && !seen[i]++) { print $1, v; found++ }
+			if ((name == $1 || name == $1 "-" v "." $3) && (p == "" || ` + versionBegins + `) && !seen[i]++) { found++; ` + each + ` }
 		}
 	}
-	END { exit found + 0 < n }'`
+	END { ` + end + ` }'`
 }
 
 // Packages of a module's stream that is not enabled are filtered out here as they are at an install ("All

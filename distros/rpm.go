@@ -44,6 +44,9 @@ func PackageName(p string) string {
 // versionBegins is an awk condition: the text in v begins with the version in p, at a boundary.
 const versionBegins = `index(v, p) == 1 && substr(v, length(p) + 1, 1) ~ /^[._-]?$/`
 
+// Each question to rpm looks up a few names in its index; to list every package would cost more than all of them.
+func (r rpm) Snapshot() string { return "" }
+
 // Where versions count, one awk looks at all that rpm says, instead of a fork for each package.
 func (r rpm) Installed(packages ...string) string {
 	var names []string
@@ -58,7 +61,7 @@ func (r rpm) Installed(packages ...string) string {
 	}
 	ask := `rpm -q --qf '%{NAME} %{VERSION}-%{RELEASE}\n' ` + sh.Join(names...)
 	if versions {
-		ask = `rpm -q --qf '%{NAME} %{VERSION}-%{RELEASE} %{ARCH}\n' ` + sh.Join(names...) + ` | ` + offers(packages)
+		ask = `rpm -q --qf '%{NAME} %{VERSION}-%{RELEASE} %{ARCH}\n' ` + sh.Join(names...) + ` | ` + among(packages, ``, `for (i = 1; i <= n; i++) if (!(i in seen)) print w[i] " is not installed"; exit found + 0 < n`)
 	}
 	if len(script) == 1 {
 		return ask
@@ -197,8 +200,8 @@ for t in $timers; do systemctl stop "$t"; done
 
 // waitLock is Manager.WaitLock for lock files and files with process ids. The kernel's table of locks is
 // asked, as neither fuser nor lsof is on a stock guest. It knows files by inode only, so the process must also
-// have a file of that name open. A process id that a crash left behind may be another program's by now, so it
-// counts only where it names a package manager.
+// have that very file open. A process id that a crash left behind may be another program's by now, so it counts
+// only where it names a package manager. Where nobody holds a lock nothing is forked.
 func waitLock(root string, files, pids []string, seconds int) string {
 	rooted := func(paths []string) string {
 		out := make([]string, len(paths))
@@ -207,9 +210,8 @@ func waitLock(root string, files, pids []string, seconds int) string {
 		}
 		return sh.Join(out...)
 	}
-	byPID, present := "", ""
+	byPID := ""
 	if len(pids) > 0 {
-		present = "		[ -e \"$f\" ] || continue\n"
 		byPID = `	for f in ` + rooted(pids) + `; do
 		p=
 		[ ! -r "$f" ] || read -r p <"$f" || :
@@ -223,14 +225,19 @@ func waitLock(root string, files, pids []string, seconds int) string {
 	return `(
 left=` + fmt.Sprint(seconds) + `
 said=
+[ -r /proc/locks ] || exit 0
 while :; do
 	holder=
-` + byPID + `	for f in ` + rooted(files) + `; do
-` + present + `		i=$(stat -c %i "$f" 2>/dev/null) || continue
-		for p in $(awk -v i="$i" '$2 == "POSIX" && $4 == "WRITE" { n = split($6, a, ":"); if (a[n] == i) print $5 }' /proc/locks); do
-			case $(ls -l "/proc/$p/fd" 2>/dev/null) in *"-> $f"*) holder="process $p ($(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c 1-120)) holds $f" ;; esac
+` + byPID + `	while read -r _ kind _ mode p dev _; do
+		[ "$kind$mode" = POSIXWRITE ] || continue
+		for f in ` + rooted(files) + `; do
+			for d in "/proc/$p/fd"/*; do
+				# shellcheck disable=SC3013 # dash, bash and busybox know -ef
+				[ "$d" -ef "$f" ] && [ "${dev##*:}" = "$(stat -L -c %i "$f" 2>/dev/null)" ] || continue
+				holder="process $p ($(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c 1-120)) holds $f"
+			done
 		done
-	done
+	done </proc/locks
 	[ -n "$holder" ] || exit 0
 	if [ "$holder" != "$said" ]; then
 		echo "gpuguest: waiting: $holder" >&2

@@ -96,7 +96,7 @@ func (a *app) makePlan(ctx context.Context, recording string, w choice.Want) (fa
 	if err != nil || conn == nil {
 		return f, nil, p, err
 	}
-	outcomes, _, err := engine.Check(ctx, conn, p.Items())
+	outcomes, _, err := engine.Check(ctx, conn, p.Distro, p.Items())
 	return f, outcomes, p, err
 }
 

@@ -126,7 +126,7 @@ func makeScripts(ctx context.Context, c guest.Config, w choice.Want) (scripts, e
 	return scripts{
 		// The end of the input, which ssh -n gives at once, gives the lock back after the facts.
 		Hold:   sh.Join("sh", "-c", path+assets.Hold, "gpuguest", "bench", "0", "--bench", assets.Facts),
-		Checks: sh.Join("sh", "-c", path+plan.Checks(p.Items(), "--bench")),
+		Checks: sh.Join("sh", "-c", path+plan.Checks(p.Distro, p.Items(), "--bench")),
 	}, nil
 }
 

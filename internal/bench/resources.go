@@ -89,7 +89,7 @@ func (b *bench) plans() ([]float64, error) {
 		if err != nil {
 			return nil, err
 		}
-		if plan.Checks(p.Items(), "--bench") == "" {
+		if plan.Checks(p.Distro, p.Items(), "--bench") == "" {
 			return nil, fmt.Errorf("%s: an empty plan", recorded)
 		}
 		samples = append(samples, time.Since(began).Seconds()*1000)

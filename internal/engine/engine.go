@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"gpuguest/assets"
+	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
@@ -280,12 +281,12 @@ func (r *run) release() {
 
 // Check asks every item's check in one command and changes nothing. It returns what each said, by step, and
 // the guest's whole answer.
-func Check(ctx context.Context, conn *guest.Conn, items []plan.Item) (map[steps.ID]plan.Outcome, []byte, error) {
+func Check(ctx context.Context, conn *guest.Conn, d distros.Distro, items []plan.Item) (map[steps.ID]plan.Outcome, []byte, error) {
 	nonce, err := newNonce()
 	if err != nil {
 		return nil, nil, err
 	}
-	res, err := conn.Run(ctx, guest.Command{Script: plan.Checks(items, nonce), Timeout: 10 * time.Minute})
+	res, err := conn.Run(ctx, guest.Command{Script: plan.Checks(d, items, nonce), Timeout: 10 * time.Minute})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -294,7 +295,7 @@ func Check(ctx context.Context, conn *guest.Conn, items []plan.Item) (map[steps.
 
 func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
 	began := time.Now()
-	outcomes, raw, err := Check(ctx, r.conn, items)
+	outcomes, raw, err := Check(ctx, r.conn, r.plan.Distro, items)
 	r.inGuest += time.Since(began)
 	if err != nil {
 		return nil, err

@@ -41,6 +41,7 @@ type filePackages struct {
 	file string
 }
 
+func (filePackages) Snapshot() string { return "" }
 func (f filePackages) List() string   { return "sort " + sh.Quote(f.file) }
 func (f filePackages) Manual() string { return ":" }
 

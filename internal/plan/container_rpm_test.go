@@ -404,7 +404,7 @@ func (g *rpmGuest) install(w choice.Want) Plan {
 func (g *rpmGuest) converged(p Plan) {
 	g.t.Helper()
 	all := items(p, packageSteps...)
-	out, _ := g.run(Checks(all, "--nonce"))
+	out, _ := g.run(Checks(p.Distro, all, "--nonce"))
 	got := ParseChecks(out, "--nonce")
 	for _, it := range all {
 		if !got[it.ID].Met {

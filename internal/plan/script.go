@@ -123,12 +123,15 @@ func mode(m fs.FileMode) string {
 	return fmt.Sprintf("%04o", m.Perm())
 }
 
-// Checks returns one script that runs the checks of all items in order and prints each outcome between
-// lines that carry nonce, which no check can know. After an item that is not met and waits for no boot,
+// Checks returns one script that runs the checks of all items in order in a guest of this distribution, and
+// prints each outcome between lines that carry nonce, which no check can know. After an item that is not met and waits for no boot,
 // Fresh items are passed over: they would only tell that the work before them is not done.
-func Checks(items []Item, nonce string) string {
+func Checks(d distros.Distro, items []Item, nonce string) string {
 	var b strings.Builder
 	b.WriteString("export LC_ALL=C\nset +e\nopen=\n")
+	if len(items) > 1 && d.Packages != nil {
+		b.WriteString(d.Packages.Snapshot() + "\n")
+	}
 	for _, it := range items {
 		if it.Fresh {
 			fmt.Fprintf(&b, "if [ -z \"$open\" ]; then\n")

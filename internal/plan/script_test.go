@@ -247,7 +247,7 @@ func TestChecksTellEachOutcomeAndPassOverFreshOnes(t *testing.T) {
 		{ID: "three", Check: "echo --n three 0\nfalse"},
 		{ID: "four", Check: "true", Fresh: true},
 	}
-	out, err := exec.Command("/bin/sh", "-c", Checks(items, "--nonce")).CombinedOutput()
+	out, err := exec.Command("/bin/sh", "-c", Checks(distros.Distro{}, items, "--nonce")).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
