@@ -49,6 +49,7 @@ type Distro struct {
 
 	BuildTools []string // packages a DKMS build needs besides headers
 	GCC        int      // major version of the distribution's compiler, 0 not of interest: see Toolset
+	Vault      Vault    // where packages go that leave the archive
 	Extras     []Extra  // repositories that BuildTools or the driver need besides the distribution's usual ones
 	Components []string // archive components the distribution's own driver packages live in, besides main
 	Suites     []string // archive suites to read: the release and its updates; for rpm, patterns of the ids of the distribution's repositories

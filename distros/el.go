@@ -76,6 +76,12 @@ func rebuilds(version string, m Manager, crbRebuild string) []Distro {
 			epel = releasePackage(m, "EPEL", "ol"+version+"_developer_EPEL*", "oracle-epel-release-el"+version)
 		}
 		d.Extras = []Extra{crb(r.crbName, r.crbIDs), epel}
+		switch r.id {
+		case "rocky":
+			d.Vault = Vault{URL: "https://dl.rockylinux.org/vault/rocky/{minor}/{repo}/{machine}/os/", Keys: "/etc/pki/rpm-gpg/RPM-GPG-KEY-[Rr]ocky*"}
+		case "almalinux":
+			d.Vault = Vault{URL: "https://vault.almalinux.org/{minor}/{repo}/{machine}/os/", Keys: "/etc/pki/rpm-gpg/RPM-GPG-KEY-AlmaLinux*"}
+		}
 		all = append(all, d)
 	}
 	return all

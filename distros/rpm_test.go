@@ -378,3 +378,36 @@ func TestToolsetFollowsTheKernelsCompiler(t *testing.T) {
 		}
 	}
 }
+
+func TestVaultIsAskedForTheKernelsOwnMinorRelease(t *testing.T) {
+	d, err := For(facts.OS{}, "rocky:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"https://dl.rockylinux.org/vault/rocky/9.5/BaseOS/x86_64/os/", "https://dl.rockylinux.org/vault/rocky/9.5/AppStream/x86_64/os/"}
+	if got := d.Vault.URLs("5.14.0-503.14.1.el9_5.x86_64", "x86_64"); !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	if got := d.Vault.URLs("5.14.0-620.el9.x86_64", "x86_64"); got != nil {
+		t.Errorf("a release that names no minor one: %q", got)
+	}
+	const devel = "kernel-devel-5.14.0-503.14.1.el9_5.x86_64"
+	offered := `case $* in *repoquery*) echo "kernel-devel 5.14.0-503.14.1.el9_5 x86_64" ;; *) echo "unplanned: dnf $*" >&2; exit 99 ;; esac`
+	vault := `case $* in *repoquery*) ;; *gpuguest-vault-app*"install ` + devel + `") ;; *) echo "unplanned: dnf $*" >&2; exit 99 ;; esac`
+	for name, c := range map[string]struct {
+		packages []string
+		dnf      string
+		log      int // dnf calls
+	}{
+		"it is there":            {[]string{"kernel-devel 5.14.0-503.14.1.el9_5 x86_64"}, `echo "unplanned: dnf $*" >&2; exit 99`, 0},
+		"it is offered":          {nil, offered, 1},
+		"the vault alone has it": {nil, vault, 3},
+	} {
+		m := rpmMachine(t, c.packages...)
+		m.fake("dnf", c.dnf)
+		out, errs, code := m.run(d.FromVault("5.14.0-503.14.1.el9_5.x86_64", "x86_64", "echo refresh", []string{devel}))
+		if n := strings.Count(m.log(), "dnf "); code != 0 || n != c.log || strings.Contains(out, "vault") != (c.log == 3) {
+			t.Errorf("%s: exit %d, %d calls of dnf: %s%s", name, code, n, out, errs)
+		}
+	}
+}

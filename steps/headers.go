@@ -21,9 +21,13 @@ func init() {
 				`[ -e `+sh.Quote(build)+` ] || { echo "no build tree for kernel" `+sh.Quote(in.Facts.Kernel.Next)+`; exit 1; }`)
 		},
 		Apply: func(in Input) []action.Action {
-			return []action.Action{
-				action.Run{Title: "install headers and build tools", Packages: true, Script: in.Distro.Packages.Quiet(installPackages(in, headerPackages(in)...))},
+			var acts []action.Action
+			if script := in.Distro.FromVault(in.Facts.Kernel.Next, in.Facts.Arch, freshLists(in), in.Choice.Headers); script != "" {
+				acts = append(acts, action.Run{Title: "see whether the exact headers can still be had, else take them from the vault", Packages: true, Script: in.Distro.Packages.Quiet(script)})
 			}
+			return append(acts, action.Run{
+				Title: "install headers and build tools", Packages: true, Script: in.Distro.Packages.Quiet(installPackages(in, headerPackages(in)...)),
+			})
 		},
 		Hint: "the exact headers of the kernel may have left the archive: upgrade the guest's kernel, reboot and run gpuguest again, or turn on the distribution's archive of old packages (its vault)",
 	})
