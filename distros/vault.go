@@ -28,8 +28,8 @@ func (v Vault) URLs(release, machine string) []string {
 }
 
 // FromVault is a script that installs packages of the kernel's own minor release from the vault where no repository
-// offers them any more; "" where there is no vault. It fails by no means: what is missing then fails where
-// it is asked for.
+// offers them any more; "" where there is no vault. That the vault lacks them too is no failure here: what is
+// missing fails where it is asked for.
 func (d Distro) FromVault(release, machine, refresh string, packages []string) string {
 	urls := d.Vault.URLs(release, machine)
 	if len(urls) == 0 || len(packages) == 0 {
