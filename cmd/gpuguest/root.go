@@ -111,7 +111,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newHypervisor(a), newVersion(a),
+		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -213,7 +213,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.StringVar(&w.Driver, "driver", "", "driver `BRANCH` or version: 580, 580.95.05 (default: the best for the GPU)")
 	f.StringVar(&w.Flavor, "flavor", "", "kernel module `FLAVOR`: open or proprietary (default: what the GPU needs)")
 	f.StringVar(&w.Source, "source", "", "where the driver comes from, `SOURCE`: nvidia or distro for packages, runfile for NVIDIA's installer (default: nvidia where it can serve)")
-	f.StringVar(&w.Modules, "modules", "", "how kernel modules come, `HOW`: dkms or precompiled (default: signed ones where Secure Boot is on, else dkms)")
+	f.StringVar(&w.Modules, "modules", "", "how kernel modules come, `HOW`: dkms or precompiled, kmp on SUSE (default: signed ones where Secure Boot is on, else dkms)")
 	f.StringVar(&w.Mirror, "mirror", "", "`URL` that stands for the source's own")
 	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256, `HEX`, of the mirror's keyring package, when it is not NVIDIA's own")
 	f.StringArrayVar(&w.KernelArgs, "kernel-arg", nil, "extra kernel `ARGUMENT`, as in pci=realloc; may be given more than once")
@@ -226,7 +226,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	for name, words := range map[string][]string{
 		"flavor":  {choice.FlavorOpen, choice.FlavorProprietary},
 		"source":  {choice.SourceNVIDIA, choice.SourceDistro, choice.SourceRunfile},
-		"modules": {choice.ModulesDKMS, choice.ModulesPrecompiled},
+		"modules": {choice.ModulesDKMS, choice.ModulesPrecompiled, choice.ModulesKMP},
 	} {
 		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
@@ -249,7 +249,7 @@ func checkWant(w choice.Want) error {
 	}{
 		{"flavor", w.Flavor, []string{choice.FlavorOpen, choice.FlavorProprietary}},
 		{"source", w.Source, []string{choice.SourceNVIDIA, choice.SourceDistro, choice.SourceRunfile}},
-		{"modules", w.Modules, []string{choice.ModulesDKMS, choice.ModulesPrecompiled}},
+		{"modules", w.Modules, []string{choice.ModulesDKMS, choice.ModulesPrecompiled, choice.ModulesKMP}},
 		{"cuda-source", w.CUDASource, []string{choice.SourceNVIDIA, choice.SourceRunfile}},
 	} {
 		if last := len(v.words) - 1; v.value != "" && !slices.Contains(v.words, v.value) {

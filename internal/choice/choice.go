@@ -22,6 +22,7 @@ const (
 
 	ModulesDKMS        = distros.ModulesDKMS
 	ModulesPrecompiled = distros.ModulesPrecompiled
+	ModulesKMP         = distros.ModulesKMP
 
 	RebootIfNeeded = "if-needed"
 	RebootNever    = "never"
@@ -67,6 +68,7 @@ type Choice struct {
 	Version                 string              // the full version asked for, else the one the guest has of this very driver, else "": the newest of the branch
 	Packages                []string            // driver packages to install, names only, in order
 	Pin                     []string            // packages that pin the branch, installed before
+	Within                  distros.Pin         // what else keeps later installs within the branch
 	Headers                 []string            // header packages for the next kernel and those after; nil with precompiled modules
 	Module                  string              // name of the module file: "nvidia", Debian's "nvidia-current"
 	DKMSName                string              // name in dkms status, "" not built by DKMS

@@ -117,7 +117,7 @@ func (r *request) parseWish() error {
 	}{
 		{"--source", r.w.Source, []string{SourceNVIDIA, SourceDistro, SourceRunfile}},
 		{"--flavor", r.w.Flavor, []string{FlavorOpen, FlavorProprietary}},
-		{"--modules", r.w.Modules, []string{ModulesDKMS, ModulesPrecompiled}},
+		{"--modules", r.w.Modules, []string{ModulesDKMS, ModulesPrecompiled, ModulesKMP}},
 	} {
 		if word.value != "" && !slices.Contains(word.known, word.value) {
 			return &Refusal{What: word.flag + " " + word.value, Reason: "it is one of " + strings.Join(word.known, ", ")}
@@ -437,7 +437,7 @@ func (r *request) canBe(c candidate, version string) bool {
 	}
 	if c.offer.Source == SourceNVIDIA {
 		there := r.inRepo(c)
-		return len(c.offer.Pin) > 0 && (len(there) == 0 || slices.Contains(there, version))
+		return (len(c.offer.Pin) > 0 || c.offer.Lock || c.offer.Stream != "") && (len(there) == 0 || slices.Contains(there, version))
 	}
 	return cmp.Or(r.archived(c), c.offer.Seen) == version
 }
@@ -451,7 +451,7 @@ func (r *request) inRepo(c candidate) []string {
 	}
 	var there []string
 	for _, o := range r.f.Offers {
-		if strings.TrimRight(o.URI, "/") == strings.TrimRight(repo.URL, "/") && slices.Contains(r.expand(c, c.offer.Packages), o.Package) {
+		if strings.TrimRight(o.URI, "/") == strings.TrimRight(repo.URL, "/") && slices.Contains(r.names(c), o.Package) {
 			there = append(there, upstream(o.Version))
 		}
 	}
@@ -464,7 +464,7 @@ func (r *request) archived(c candidate) string {
 	if c.offer.Source != SourceDistro {
 		return ""
 	}
-	for _, p := range r.expand(c, c.offer.Packages) {
+	for _, p := range r.names(c) {
 		if v := cmp.Or(upstream(r.f.Offered[p]), upstream(r.f.Packages[p])); v != "" {
 			return v
 		}
@@ -478,7 +478,7 @@ func (r *request) present(c candidate) string {
 	if !c.here {
 		return ""
 	}
-	for _, p := range r.expand(c, c.offer.Packages) {
+	for _, p := range r.names(c) {
 		if v := upstream(r.f.Packages[p]); v != "" {
 			return v
 		}
@@ -488,10 +488,14 @@ func (r *request) present(c candidate) string {
 
 // upstream cuts a package version to the driver version in it; "" when it holds none (a kernel's package).
 func upstream(v string) string {
+	if epoch, rest, ok := strings.Cut(v, ":"); ok && strings.Trim(epoch, "0123456789") == "" {
+		v = rest
+	}
 	if n, err := catalog.BranchOf(v); err != nil || n < 300 {
 		return ""
 	}
 	v, _, _ = strings.Cut(v, "-")
+	v, _, _ = strings.Cut(v, "_") // SUSE's modules: 580.82.07_k6.4.0_150600.23.65
 	return v
 }
 
@@ -552,7 +556,7 @@ func (r *request) kernelObjection(c candidate) string {
 	if limit := c.branch.OpenKernel; c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
 		return fmt.Sprintf("the open modules of branch %d need kernel %s or newer, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
-	if strings.Contains(r.kernel, "-rt-") || strings.HasSuffix(r.kernel, "-rt") || strings.HasSuffix(r.kernel, "-realtime") {
+	if strings.Contains(r.kernel, "-rt-") || strings.HasSuffix(r.kernel, "+rt") || strings.Contains(r.kernel, ".rt") || strings.HasSuffix(r.kernel, "-rt") || strings.HasSuffix(r.kernel, "-realtime") {
 		return "NVIDIA's modules do not build for a PREEMPT_RT kernel, and " + r.kernel + " starts next"
 	}
 	return ""
@@ -575,10 +579,13 @@ func (r *request) packagesObjection(c candidate) string {
 			return fmt.Sprintf("the guest has driver packages of %s (%s), and those of two sources break each other: stay with --source %s, or uninstall them first", r.sourceName(source), p, source)
 		}
 	}
+	if p := r.marks[distros.SourceOther]; p != "" {
+		return fmt.Sprintf("the guest has driver packages of somebody else's repository (%s), which break NVIDIA's: uninstall them first", p)
+	}
 	if len(r.f.Packages)+len(r.f.Offered) == 0 {
 		return ""
 	}
-	for _, p := range r.expand(c, c.offer.Packages) {
+	for _, p := range r.names(c) {
 		have := upstream(r.f.Packages[p])
 		if b, err := catalog.BranchOf(have); err == nil && (b > c.branch.Number || r.wish.version != "" && catalog.CompareVersions(have, r.wish.version) > 0) {
 			return fmt.Sprintf("the guest has %s %s, and packages are not downgraded unattended: uninstall it first", p, have)
@@ -616,23 +623,45 @@ func (r *request) installed(c candidate) bool {
 	if len(r.f.Packages) == 0 {
 		return false
 	}
-	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number})
+	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number, Flavor: r.d.KernelFlavor(r.kernel)})
 	have := func(p string) bool {
 		v := r.f.Packages[p]
 		b, err := catalog.BranchOf(upstream(v))
 		return v != "" && (err != nil || b == c.branch.Number)
 	}
-	if len(names) == 0 || !have(names[0]) {
-		return false
+	for i, p := range names {
+		names[i] = distros.PackageName(p)
 	}
-	if r.marks[c.offer.Source] != "" && len(r.marks) == 1 {
+	if len(names) > 0 && have(names[0]) && r.marks[c.offer.Source] != "" && len(r.marks) == 1 {
 		return true
 	}
-	return !slices.ContainsFunc(names, func(p string) bool { return !have(p) })
+	return len(names) > 0 && !slices.ContainsFunc(names, func(p string) bool { return !have(p) })
+}
+
+// names are a candidate's packages, without what is said of their versions.
+func (r *request) names(c candidate) []string {
+	all := r.expand(c, c.offer.Packages)
+	for i, p := range all {
+		all[i] = distros.PackageName(p)
+	}
+	return all
+}
+
+// within is what keeps a candidate's branch, or the version that was asked for, besides packages.
+func (r *request) within(c candidate) distros.Pin {
+	var p distros.Pin
+	if s := r.expand(c, []string{c.offer.Stream}); c.offer.Stream != "" && len(s) == 1 {
+		p.Stream = s[0]
+	}
+	if c.offer.Lock || p.Stream != "" && r.wish.version != "" {
+		p.Within = cmp.Or(r.wish.version, fmt.Sprint(c.branch.Number))
+		p.Names = distros.DriverNames()
+	}
+	return p
 }
 
 func (r *request) expand(c candidate, templates []string) []string {
-	n := distros.Names{Branch: c.branch.Number, Version: r.wish.version, Kernel: r.kernel}
+	n := distros.Names{Branch: c.branch.Number, Version: r.wish.version, Kernel: r.kernel, Flavor: r.d.KernelFlavor(r.kernel)}
 	if !r.w.HoldKernel {
 		n.KernelMeta = r.d.KernelMeta(r.kernel, r.f)
 	}
@@ -644,7 +673,7 @@ func (r *request) choose(c candidate) Choice {
 	o := *c.offer
 	ch := Choice{
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
-		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
+		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin), Within: r.within(c),
 		Module: o.Module, DKMSName: o.DKMSName, Signed: o.Signed, Persistence: o.Persistence,
 		License: LicenseProprietary, Replaces: r.replaces, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
 	}
@@ -655,7 +684,7 @@ func (r *request) choose(c candidate) Choice {
 		ch.Persistence.Package = p[0]
 		ch.Packages = append(ch.Packages, p[0])
 	}
-	if o.Modules == ModulesDKMS {
+	if o.Modules != ModulesPrecompiled {
 		ch.Headers = r.d.HeadersFor(r.kernel)
 		if !r.w.HoldKernel {
 			ch.Headers = append(ch.Headers, r.d.HeadersMeta(r.kernel, r.f)...)
@@ -684,6 +713,15 @@ func (r *request) caveats(c candidate) []string {
 		warn("branch %d gets no more fixes", c.branch.Number)
 	case c.branch.State == catalog.Unknown:
 		warn("until when branch %d gets fixes is not known", c.branch.Number)
+	}
+	if c.offer.Caveat != "" && !c.here {
+		warn("%s", c.offer.Caveat)
+	}
+	if k := r.d.RepoKey; c.offer.Source == SourceNVIDIA && !c.here && k.File != "" && k.Fingerprint == "" && r.w.KeyringSHA256 == "" {
+		warn("the key of NVIDIA's repository is checked by %s and the server's TLS certificate alone, as its fingerprint is not known; --keyring-sha256 says what it must be", k.Checked(""))
+	}
+	if pkg, _ := r.d.Toolset(r.f); pkg != "" && c.offer.Modules == ModulesDKMS {
+		warn("kernel %s was built with a newer compiler than the distribution's, so the modules are built with %s; DKMS does not know this when it builds for a later kernel by itself", r.kernel, pkg)
 	}
 	if c.offer.Source == SourceNVIDIA && r.d.Frozen != "" {
 		warn("%s: %s", r.sourceName(SourceNVIDIA), r.d.Frozen)
@@ -779,6 +817,8 @@ func (r *request) why(c candidate) []string {
 		say("Modules %s: asked for.", c.offer.Modules)
 	case c.here:
 		say("Modules %s: the guest has them so already.", c.offer.Modules)
+	case c.offer.Modules == ModulesKMP:
+		say("Modules kmp: built in the guest by the package's own scripts.")
 	case c.offer.Modules == ModulesPrecompiled && r.enforced():
 		say("Modules precompiled: Secure Boot is enforced, and these are signed.")
 	case c.offer.Modules == ModulesPrecompiled:

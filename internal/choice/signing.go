@@ -53,6 +53,11 @@ func (r *request) secureBootObjection(c candidate) string {
 	if r.w.Signing.Given() {
 		return "Secure Boot is enforced, and the guest does not trust the certificate \"" + r.w.Signing.Subject + "\" (key id " + r.w.Signing.KeyID + "). " + enrol
 	}
+	if r.d.DKMSCert == "" {
+		return "Secure Boot is enforced, and nothing signs modules that are built in this guest. " +
+			"On the host, start the guest without Secure Boot (OVMF with variables in which no keys are enrolled; libvirt: <loader secure='no'>), " +
+			"or give a key whose certificate is enrolled by --secure-boot-key and --secure-boot-cert. " + enrol
+	}
 	return "Secure Boot is enforced, and modules built in the guest are signed by a key that is not trusted. " +
 		"On the host, either start the guest without Secure Boot (OVMF with variables in which no keys are enrolled; libvirt: <loader secure='no'>), " +
 		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; or give a key whose certificate is enrolled by --secure-boot-key and --secure-boot-cert. " + enrol

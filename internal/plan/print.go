@@ -230,7 +230,10 @@ func (p Plan) JSON(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 func (p Plan) Shell(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("#!/bin/sh\n# A plan by gpuguest for " + p.Distro.Name + ", driver " + p.driver() + " " + p.Choice.Flavor + ".\n" +
-		"# Run as root in the guest; run it again after each reboot until it says that all is done.\nset -eu\n\n")
+		"# Run as root in the guest; run it again after each reboot until it says that all is done.\n" +
+		// Empty assignments, loops over one word and variables that one check leaves for another are how the steps
+		// are put together; dash, bash and busybox know -ot and -nt.
+		"# shellcheck disable=SC1007,SC2034,SC2043,SC3013\nset -eu\n\n")
 	b.WriteString(Library(p.Distro))
 	b.WriteString(`
 # run NAME TITLE: one step in a shell of its own, so that no step can change the next one's.
