@@ -4,7 +4,6 @@ import (
 	"path"
 
 	"gpuguest/internal/action"
-	"gpuguest/internal/choice"
 	"gpuguest/internal/sh"
 )
 
@@ -24,7 +23,7 @@ func signingConfig() string {
 
 // signs tells whether modules are built in the guest and a key to sign them with was given.
 func signs(in Input) bool {
-	return in.Want.Signing.Given() && in.Choice.Modules == choice.ModulesDKMS
+	return in.Want.Signing.Given() && !in.Choice.Signed
 }
 
 // ownModules prints the files of NVIDIA's own modules for $next. The kernel's nvidiafb and its like are none.

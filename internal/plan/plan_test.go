@@ -109,6 +109,14 @@ var goldens = []struct {
 	{"leap16-l4", "leap16-l4", choice.Want{}},
 	{"azurelinux3-a100", "azurelinux3-a100", choice.Want{}},
 	{"azurelinux3-v100", "azurelinux3-v100", choice.Want{}},
+	{"centos7-k80-runfile-390-cuda-9.1", "centos7-k80", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
+	{"rocky9-l4-runfile", "rocky9-l4", choice.Want{Source: choice.SourceRunfile}},
+	{"rocky9-l4-cuda-auto", "rocky9-l4", choice.Want{CUDA: choice.CUDAAuto}},
+	{"rocky8-v100-cuda-auto", "rocky8-v100", choice.Want{CUDA: choice.CUDAAuto}},
+	{"rhel9-h100-secureboot-key", "rhel9-h100-secureboot", choice.Want{Signing: strangeKey}},
+	{"fedora44-b200-runfile-cuda", "fedora44-b200", choice.Want{Source: choice.SourceRunfile, CUDA: "12.9.1", CUDASource: choice.SourceRunfile}},
+	{"sles15-t4-cuda-12.8", "sles15-t4", choice.Want{CUDA: "12.8"}},
+	{"azurelinux3-a100-runfile", "azurelinux3-a100", choice.Want{Source: choice.SourceRunfile}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
 
