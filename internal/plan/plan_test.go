@@ -211,7 +211,7 @@ func TestPlansPassShellcheck(t *testing.T) {
 	if err != nil {
 		t.Skip("no shellcheck on this machine")
 	}
-	few := []string{"debian12-gtx1050ti", "centos7-k80", "rocky9-l4", "sles15-t4-secureboot"}
+	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot"}
 	for _, g := range goldens {
 		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
 			continue
@@ -385,52 +385,24 @@ func TestKernelArgumentsOfAnEarlierRunStayUntilTheyAreDropped(t *testing.T) {
 	}
 }
 
-// TestEveryStepOfEveryPlanPassesShellcheck has shellcheck read each step's script once for each source of a
-// driver and a toolkit, in whichever of the recorded guests' plans it is first found.
-//
-// Left out: empty values (1007), loops over what happens to be one word (2043), and -ot and -ef, which dash,
-// bash and busybox know (3013).
-func TestEveryStepOfEveryPlanPassesShellcheck(t *testing.T) {
-	if _, err := exec.LookPath("shellcheck"); err != nil {
-		t.Skip("shellcheck is not here")
+// TestUninstallPassesShellcheck has it read with every method's traces to take back.
+func TestUninstallPassesShellcheck(t *testing.T) {
+	bin, err := exec.LookPath("shellcheck")
+	if err != nil {
+		t.Skip("no shellcheck on this machine")
 	}
-	seen := map[string]bool{}
-	var script strings.Builder
-	for _, g := range goldens {
-		p, err := build(guestFacts(t, g.guest), g.want)
-		if err != nil {
-			continue
-		}
-		if script.Len() == 0 {
-			script.WriteString("#!/bin/sh\nset -eu\n" + Library(p.Distro))
-		}
-		for _, it := range p.Items() {
-			shape := string(it.ID) + " " + p.Distro.Family
-			switch it.ID {
-			case "driver":
-				shape += p.Choice.Source
-			case "toolkit":
-				shape += p.Choice.CUDA.Source
-			}
-			if seen[shape] {
-				continue
-			}
-			seen[shape] = true
-			script.WriteString("\n# " + g.name + ": " + string(it.ID) + "\n( :\n" + p.frame(it) + ")\n")
-		}
+	p, err := Build(uninstallInput(t), steps.Uninstall())
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, s := range steps.Uninstall() {
-		in := uninstallInput(t)
-		if s.Apply == nil || s.Wanted != nil && !s.Wanted(in) {
-			continue
-		}
-		it := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Actions: s.Apply(in)}
-		script.WriteString("\n# uninstall: " + string(it.ID) + "\n( :\n" + Plan{Distro: in.Distro}.frame(it) + ")\n")
+	var script bytes.Buffer
+	if err := p.Shell(&script); err != nil {
+		t.Fatal(err)
 	}
-	cmd := exec.Command("shellcheck", "-s", "sh", "-S", "warning", "-e", "SC1007,SC2043,SC3013", "-")
-	cmd.Stdin = strings.NewReader(script.String())
+	cmd := exec.Command(bin, "-s", "sh", "-S", "warning", "-")
+	cmd.Stdin = &script
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("shellcheck: %v\n%.6000s", err, out)
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
