@@ -163,7 +163,10 @@ func (m *methods) readSigning(files map[string]string) (choice.Signing, error) {
 	keySum, certSum := sha256.Sum256(key), sha256.Sum256(raw)
 	id := cert.SubjectKeyId
 	if len(id) == 0 {
-		id = cert.SerialNumber.Bytes()
+		// As the certificate has it: a number whose first bit is set has a zero in front (X.690, 8.3).
+		if id = cert.SerialNumber.Bytes(); len(id) > 0 && id[0] >= 0x80 {
+			id = append([]byte{0}, id...)
+		}
 	}
 	s := choice.Signing{
 		KeySHA256: hex.EncodeToString(keySum[:]), CertSHA256: hex.EncodeToString(certSum[:]),
