@@ -211,10 +211,11 @@ func init() {
 		Apply: func(in Input) []action.Action {
 			return []action.Action{action.Run{Title: "remove their folders and what they put beside", Script: lines(
 				`for v in `+sh.Join(in.Facts.State.Toolkits...)+`; do`,
-				// Its own uninstaller asks questions in some releases; what it leaves goes after it.
-				`	for u in "/usr/local/cuda-$v/bin/cuda-uninstaller" "/usr/local/cuda-$v/bin/uninstall_cuda_$v.pl"; do`,
-				`		if [ -x "$u" ]; then timeout 600 "$u" --silent || echo "${u##*/}: exit $?"; fi`,
-				`	done`,
+				// Its own uninstaller is a menu from 10.1 on and a script before; what either leaves goes after it.
+				`	u=/usr/local/cuda-$v/bin/cuda-uninstaller`,
+				`	if [ -x "$u" ]; then timeout 300 "$u" --silent || echo "${u##*/}: exit $?"; fi`,
+				`	u=/usr/local/cuda-$v/bin/uninstall_cuda_$v.pl`,
+				`	if [ -x "$u" ]; then timeout 300 "$u" || echo "${u##*/}: exit $?"; fi`,
 				`	rm -rf "/usr/local/cuda-$v"`,
 				`	[ ! -e "$S/before/toolkit-$v.files" ] || while IFS= read -r f; do`,
 				`		rm -f -- "$f"`,

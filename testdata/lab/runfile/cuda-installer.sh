@@ -35,7 +35,7 @@ cat >"$dir/bin/nvcc" <<END
 echo "nvcc: NVIDIA (R) Cuda compiler driver"
 echo "Cuda compilation tools, release $series, V$version"
 END
-printf '#!/bin/sh\n[ "$*" = --silent ] || exit 1\nrm -rf "%s"\n' "$dir" >"$dir/bin/uninstall_cuda_$series.pl"
+printf '#!/bin/sh\n[ $# -eq 0 ] || exit 1\nrm -rf "%s"\n' "$dir" >"$dir/bin/uninstall_cuda_$series.pl"
 chmod 0755 "$dir/bin/"*
 echo stand-in >"$dir/lib64/libcudart.so.$version"
 if [ -n "$samples" ]; then
