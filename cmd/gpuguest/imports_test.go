@@ -21,6 +21,8 @@ var layers = []string{
 	"gpuguest/internal/runfile",
 	"gpuguest/internal/diagnosis",
 	"gpuguest/internal/hypervisor",
+	"gpuguest/internal/cuda",
+	"gpuguest/internal/smi",
 	"gpuguest/distros",
 	"gpuguest/internal/choice",
 	"gpuguest/steps",
@@ -31,7 +33,7 @@ var layers = []string{
 }
 
 // pure packages are functions from values to values: the same input, the same plan.
-var pure = []string{"gpuguest/internal/runfile", "gpuguest/internal/hypervisor", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/steps", "gpuguest/internal/plan"}
+var pure = []string{"gpuguest/internal/runfile", "gpuguest/internal/hypervisor", "gpuguest/internal/cuda", "gpuguest/internal/smi", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/steps", "gpuguest/internal/plan"}
 
 var impure = []string{"os", "os/exec", "net", "net/http", "gpuguest/internal/guest", "gpuguest/internal/engine"}
 

@@ -221,6 +221,8 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.BoolVar(&w.HoldKernel, "hold-kernel", false, "put the guest's kernel packages on hold")
 	f.BoolVar(&w.NoGPU, "no-gpu", false, "the guest has no GPU now: install and prove what can be proved")
 	f.StringArrayVar(&w.Devices, "device", nil, "with --no-gpu: a GPU to decide for, `ID`, as in 10de:1eb8; may be given more than once")
+	f.BoolVar(&w.WithoutCUDA, "without-cuda", false, "leave the proof of CUDA out, and its probe: for a guest that shall only have a driver")
+	f.Float64Var(&w.LinkFraction, "link-fraction", 0, "part of the PCIe link's bandwidth that pinned copies must reach, `FRACTION` (default 0.5)")
 	f.StringVar(&w.As, "as", "", "treat the guest as this `DISTRIBUTION`: debian:12")
 	f.DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
 	for name, words := range map[string][]string{
@@ -260,6 +262,9 @@ func checkWant(w choice.Want) error {
 		if arg == "" || strings.ContainsAny(arg, " \t\n\"'\\$`") {
 			return fmt.Errorf("--kernel-arg %q: one word without quotes, blanks, backslashes or $", arg)
 		}
+	}
+	if w.LinkFraction < 0 || w.LinkFraction > 1 {
+		return fmt.Errorf("--link-fraction %g: it is between 0 and 1", w.LinkFraction)
 	}
 	if w.KeyringSHA256 != "" && w.Source == choice.SourceDistro && (w.CUDA == "" || w.CUDA == choice.CUDANone) {
 		return errors.New("--keyring-sha256 goes with NVIDIA's repository, --source distro does without it")

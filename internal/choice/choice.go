@@ -46,6 +46,9 @@ type Want struct {
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"
 	As            string   // treat the guest as this distribution, "debian:12"
 	Reboot        string   // RebootIfNeeded unless said otherwise
+	WithoutCUDA   bool     // leave the proof of CUDA out: a guest that shall only have a driver
+	LinkFraction  float64  // part of the PCIe link's bandwidth that pinned copies must reach; 0: the probe's own, a half
+	With          []string // of NVIDIA's own programs, those that are to be run as proofs too: "deviceQuery"
 
 	Runfile     Runfile // the driver's installer; the zero value: one of the tables, and only with SourceRunfile
 	CUDA        string  // toolkit to install: "" or CUDANone, CUDAAuto, a series ("12.8") or a release ("12.8.1")

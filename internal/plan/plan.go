@@ -6,6 +6,7 @@ package plan
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 
 	"gpuguest/distros"
@@ -36,6 +37,9 @@ type Item struct {
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Late    bool            // with Fresh: it changes the guest, and waits only because what it needs takes a boot
 	Hint    string
+
+	// Read turns what the check printed behind steps.DataMark into what reports carry; see steps.Step.Read.
+	Read func(data string) (report json.RawMessage, why string)
 }
 
 // Refusal says why a plan cannot be carried out in this guest. Nothing was changed when it is returned.
@@ -83,6 +87,9 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		}
 		if s.AtBoot != nil {
 			item.AtBoot = s.AtBoot(in)
+		}
+		if s.Read != nil {
+			item.Read = func(data string) (json.RawMessage, string) { return s.Read(in, data) }
 		}
 		if !s.Fresh && s.Late != nil && s.Late(in) {
 			item.Fresh, item.Late = true, true
