@@ -49,7 +49,14 @@ func init() {
 				action.Send{Path: signingCert, SHA256: in.Want.Signing.CertSHA256},
 				action.Run{Title: "keep the key from everybody but root", Script: lines(
 					`chmod 700 `+path.Dir(signingKey),
-					`chmod 600 `+sh.Join(signingKey, signingCert))},
+					`chmod 600 `+sh.Join(signingKey, signingCert),
+					// A dkms of before 3.0 has no such folder, and SUSE's packages have no dkms at all.
+					`if [ ! -d /etc/dkms ]; then`,
+					record("dkms-folder", "/etc/dkms"),
+					`fi`,
+					`if [ ! -d `+path.Dir(signingConf)+` ]; then`,
+					record("dkms-folder", path.Dir(signingConf)),
+					`fi`)},
 				action.Write{Path: signingConf, Data: []byte(signingConfig())},
 			}
 		},
@@ -116,8 +123,7 @@ func init() {
 			return []action.Action{action.Run{Title: "remove " + path.Dir(signingKey), Script: lines(
 				`if [ -e `+signingKey+` ]; then shred -u `+signingKey+` 2>/dev/null || rm -f `+signingKey+`; fi`,
 				`rm -rf `+path.Dir(signingKey),
-				// Where dkms is none of the guest's own, nor is its folder.
-				`[ -e /usr/sbin/dkms ] || rmdir /etc/dkms/framework.conf.d /etc/dkms 2>/dev/null || :`)}}
+				`[ ! -e "$S/before/dkms-folder" ] || sort -r "$S/before/dkms-folder" | while IFS= read -r d; do rmdir "$d" 2>/dev/null || :; done`)}}
 		},
 	})
 }
