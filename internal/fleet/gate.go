@@ -1,0 +1,95 @@
+package fleet
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Gate keeps logins apart. A login costs a guest some 40 ms of processor time, and a thousand at once on guests that
+// share one host take 20 s each, which no handshake deadline survives; sixteen at once take a quarter of a second.
+// Over a long way, on the other hand, a login is nothing but waiting, and sixteen at once would make a thousand
+// guests wait for a minute. So the gate opens one wider for each login that was quick, and to half when logins
+// become slow.
+type Gate struct {
+	now func() time.Time
+
+	mu     sync.Mutex
+	limit  int
+	in     int
+	shrunk time.Time // when it was last made narrower
+	queue  []chan struct{}
+}
+
+const (
+	gateMin = 16
+	gateMax = 512
+
+	// Eight round trips make a login: 1.5 s are 180 ms each. Slow is far from the 20 s that a handshake may take.
+	quickLogin = 1500 * time.Millisecond
+	slowLogin  = 4 * time.Second
+)
+
+// NewGate makes a gate that lets 16 in at first.
+func NewGate() *Gate { return &Gate{now: time.Now, limit: gateMin} }
+
+// Enter waits until the gate lets one more in. What it returns is called with the login's error when that is over.
+func (g *Gate) Enter(ctx context.Context) (leave func(error), err error) {
+	g.mu.Lock()
+	if g.in < g.limit && len(g.queue) == 0 {
+		g.in++
+		g.mu.Unlock()
+		return g.leaver(), nil
+	}
+	turn := make(chan struct{})
+	g.queue = append(g.queue, turn)
+	g.mu.Unlock()
+	select {
+	case <-turn:
+		return g.leaver(), nil
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.queue, turn); i >= 0 {
+		g.queue = slices.Delete(g.queue, i, i+1)
+	} else { // let in at the same moment
+		g.in--
+		g.admit()
+	}
+	return nil, context.Cause(ctx)
+}
+
+func (g *Gate) leaver() func(error) {
+	began := g.now()
+	return func(err error) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.in--
+		g.adjust(began, err)
+		g.admit()
+	}
+}
+
+// adjust judges one login. One that ended in an error tells nothing of how busy guests are, but one that waited long
+// for a guest that is not there held a place for nothing.
+func (g *Gate) adjust(began time.Time, err error) {
+	took := g.now().Sub(began)
+	switch {
+	case err == nil && took < quickLogin, err != nil && took > quickLogin:
+		g.limit = min(g.limit+1, gateMax)
+	case err == nil && took > slowLogin && began.After(g.shrunk):
+		g.limit = max(g.limit/2, gateMin)
+		g.shrunk = g.now()
+	}
+}
+
+// admit lets in as many as there is room for.
+func (g *Gate) admit() {
+	for g.in < g.limit && len(g.queue) > 0 {
+		g.in++
+		close(g.queue[0])
+		g.queue = g.queue[1:]
+	}
+}
