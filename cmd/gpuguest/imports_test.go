@@ -26,6 +26,8 @@ var layers = []string{
 	"gpuguest/internal/plan",
 	"gpuguest/internal/guest",
 	"gpuguest/internal/engine",
+	"gpuguest/internal/inventory",
+	"gpuguest/internal/fleet",
 	"gpuguest/cmd/gpuguest",
 }
 

@@ -71,7 +71,7 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 			w.Reboot = b.reboot
 			files := make(map[string]string)
 			if keyring != "" {
-				sum, err := sha256File(keyring)
+				sum, err := a.member.sum(keyring)
 				if err != nil {
 					return err
 				}
@@ -106,7 +106,7 @@ func sha256File(name string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// converge brings one guest to what makePlan says and prints the report. files are those that the plan
+// converge brings the guest to what makePlan says and prints the report. files are those that the plan
 // may send, by SHA-256.
 func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error)) error {
 	if err := b.check(); err != nil {
@@ -115,16 +115,21 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	if _, err := a.guestConfig(); err != nil {
 		return err
 	}
-	ui := newUI(a.err, a.host)
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Tell: ui.tell, Hint: knownCause,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Hint: knownCause,
 		Owner: owner(), LockWait: b.busyWait,
-		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
+		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: a.powerCycle(b.powerCycle),
 		Patience: 5 * time.Minute,
 	}
 	if a.logDir != "" {
 		cfg.Logs = a.openLog
 	}
+	if a.member != nil {
+		a.member.cfg = cfg
+		return nil
+	}
+	ui := newUI(a.err, a.host)
+	cfg.Tell = ui.tell
 	report, err := engine.Run(ctx, cfg)
 	ui.close()
 	if a.json {
@@ -187,13 +192,15 @@ func remembered(c guest.Config) guest.Config {
 	return c
 }
 
-func powerCycle(command string, out io.Writer) func(context.Context) error {
+// powerCycle runs the user's command, which finds in GPUGUEST_HOST which guest it is about.
+func (a *app) powerCycle(command string) func(context.Context) error {
 	if command == "" {
 		return nil
 	}
 	return func(ctx context.Context) error {
 		c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
-		c.Stdout, c.Stderr = out, out
+		c.Env = append(os.Environ(), "GPUGUEST_HOST="+a.host)
+		c.Stdout, c.Stderr = a.err, a.err
 		return c.Run()
 	}
 }

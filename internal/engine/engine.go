@@ -47,6 +47,8 @@ type Config struct {
 	RebootDeadline time.Duration
 	RebootCommand  string                      // "" the guest's own
 	PowerCycle     func(context.Context) error // last resort when the guest does not come back; nil: none
+	// RebootTurn is waited for before a reboot; what it returns is called when the guest is back, or is not. nil: no waiting.
+	RebootTurn func(context.Context) (func(), error)
 
 	Patience time.Duration // how long a lost connection is dialled again
 }

@@ -188,7 +188,7 @@ func (p *parser) values(name string, n *yaml.Node) ([]string, bool) {
 	return nil, false
 }
 
-// options reads flags by their names; skip are keys that others read.
+// options reads flags by their names, and the address; skip are keys that others read.
 func (p *parser) options(m *yaml.Node, into settings, what string, skip ...string) {
 	if !p.is(m, yaml.MappingNode, what, "options, each NAME: VALUE") {
 		return
@@ -201,7 +201,15 @@ func (p *parser) options(m *yaml.Node, into settings, what string, skip ...strin
 		if !ok {
 			return
 		}
-		p.option(into, Option{key.Value, values, p.at(key)})
+		o := Option{key.Value, values, p.at(key)}
+		switch {
+		case key.Value != address:
+			p.option(into, o)
+		case len(values) > 1:
+			p.wrongAt(p.at(value), "address: one word")
+		default:
+			into[address] = o
+		}
 	})
 }
 
@@ -251,17 +259,7 @@ func (p *parser) ownHosts(n *yaml.Node, g *group) {
 			return
 		}
 		found := make(settings)
-		p.options(value, found, "host "+key.Value, address)
-		if real(value).Kind == yaml.MappingNode {
-			p.each(value, func(key, value *yaml.Node) {
-				if key.Value != address {
-					return
-				}
-				if values, ok := p.values(address, value); ok {
-					found[address] = Option{address, values[:1], p.at(key)}
-				}
-			})
-		}
+		p.options(value, found, "host "+key.Value)
 		for _, h := range hosts {
 			h.set(found)
 		}

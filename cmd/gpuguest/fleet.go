@@ -1,0 +1,553 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"gpuguest/internal/engine"
+	"gpuguest/internal/fleet"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/inventory"
+)
+
+// batch is one invocation for many guests.
+type batch struct {
+	*app
+	make  func(*app) *cobra.Command // the command, for each guest anew
+	given *pflag.FlagSet            // the command line
+
+	inventory, limit, shard string
+	parallel, canary        int
+	maxFailures             int
+	serialReboots, shards   int
+	askPassword, askSudo    bool
+
+	names []string // flags of the batch, which no guest has of its own
+	sums  sums
+}
+
+// forMany makes a command that works on one guest work on many: each guest has the command to itself, with its own
+// flags, up to the point where the engine would run; the fleet says when it does.
+func (a *app) forMany(make func(*app) *cobra.Command) *cobra.Command {
+	c := make(a)
+	b := &batch{app: a, make: make, given: c.Flags(), names: []string{"host", "json", "help", "log-dir"}}
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
+	f.StringVar(&b.inventory, "inventory", "", "guests in a `FILE`: gpuguest's YAML, an Ansible inventory, or names; - is standard input")
+	f.StringVar(&b.limit, "limit", "", "of the inventory only these, `PATTERN`: names and groups with *, separated by commas; ! takes away")
+	f.IntVar(&b.parallel, "parallel", 0, "`N` guests at once (default: as many as memory and open files allow)")
+	f.IntVar(&b.canary, "canary", 0, "the first `N` guests must succeed before the rest start")
+	f.IntVar(&b.maxFailures, "max-failures", 0, "start no more guests once `N` have failed (default: all start)")
+	f.IntVar(&b.serialReboots, "serial-reboots", 0, "at most `N` guests reboot at once (default: any number)")
+	f.StringVar(&b.shard, "shard", "", "only this share of the guests, `I/N` (default: a Slurm job array's task is its share)")
+	f.IntVar(&b.shards, "shards", 0, "`N` shares; which one is in JOB_COMPLETION_INDEX, as in a Kubernetes Indexed Job")
+	f.BoolVar(&b.askPassword, "ask-password", false, "ask once for the login password of all guests")
+	f.BoolVar(&b.askSudo, "ask-sudo-password", false, "ask once for the sudo password of all guests")
+	f.VisitAll(func(flag *pflag.Flag) {
+		c.Flags().AddFlag(flag)
+		b.names = append(b.names, flag.Name)
+	})
+	c.Flags().Lookup("host").Usage += "; may be given more than once"
+	c.Use = strings.Replace(c.Use, "--host GUEST", "{--host GUEST ... | --inventory FILE}", 1)
+	c.Example += fmt.Sprintf("\n  gpuguest %s --inventory hosts.yaml --canary 2 --max-failures 5", c.Name())
+	one := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := b.check(); err != nil {
+			return err
+		}
+		if len(a.hosts) < 2 && b.inventory == "" {
+			return one(c, args)
+		}
+		if err := noArgs(c, args); err != nil {
+			return err
+		}
+		return b.run(c.Context())
+	}
+	return c
+}
+
+func (b *batch) check() error {
+	for name, n := range map[string]int{"parallel": b.parallel, "canary": b.canary, "max-failures": b.maxFailures, "serial-reboots": b.serialReboots, "shards": b.shards} {
+		if n < 0 {
+			return fmt.Errorf("--%s %d: it is a number of guests", name, n)
+		}
+	}
+	switch {
+	case b.inventory != "" && len(b.hosts) > 0:
+		return errors.New("--host and --inventory: one of them; --limit picks guests of an inventory")
+	case b.inventory == "" && b.limit != "":
+		return errors.New("--limit picks guests of an --inventory")
+	case b.shard != "" && b.shards > 0:
+		return errors.New("--shard and --shards: one of them")
+	case b.inventory == "" && (b.shard != "" || b.shards > 0):
+		return errors.New("--shard takes a share of an --inventory")
+	}
+	return nil
+}
+
+// guests are those that this invocation is to work on.
+func (b *batch) guests() ([]inventory.Guest, error) {
+	if b.inventory == "" {
+		var all []inventory.Guest
+		for i, h := range b.hosts {
+			if !slices.Contains(b.hosts[:i], h) {
+				all = append(all, inventory.Guest{Name: h})
+			}
+		}
+		return all, nil
+	}
+	src := inventory.Source{Name: b.inventory, Check: b.checkOption()}
+	var err error
+	if b.inventory == "-" {
+		src.Text, err = io.ReadAll(b.in)
+	} else {
+		src.Text, err = os.ReadFile(b.inventory)
+		src.Vars = os.DirFS(filepath.Dir(b.inventory))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inventory: %w", err)
+	}
+	inv, err := inventory.Parse(src)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range inv.Notices {
+		fmt.Fprintf(b.err, "gpuguest: %s\n", n)
+	}
+	if len(inv.Guests) == 0 {
+		return nil, fmt.Errorf("%s: an inventory without a guest", b.inventory)
+	}
+	all := inv.Guests
+	if b.limit != "" {
+		if all, err = inventory.Limit(all, b.limit); err != nil {
+			return nil, err
+		}
+	}
+	return b.share(all)
+}
+
+// share leaves this machine's share of the guests.
+func (b *batch) share(all []inventory.Guest) ([]inventory.Guest, error) {
+	s, from, err := fleet.Shard{}, "", error(nil)
+	if b.shard != "" {
+		if s, err = fleet.ParseShard(b.shard); err != nil {
+			return nil, fmt.Errorf("--shard %w", err)
+		}
+	} else if s, from, err = fleet.EnvShard(os.Getenv, b.shards); err != nil {
+		return nil, err
+	}
+	mine := slices.DeleteFunc(slices.Clone(all), func(g inventory.Guest) bool { return !s.Has(g.Name) })
+	if from != "" {
+		fmt.Fprintf(b.err, "gpuguest: share %v by %s: %d of %s\n", s, from, len(mine), plural(len(all), "guest"))
+	}
+	return mine, nil
+}
+
+// checkOption returns what judges an inventory's options: by install's flags, whichever command is run, so that one
+// inventory does for all of them.
+func (b *batch) checkOption() func(string, []string) error {
+	flags := newInstall(&app{}).Flags()
+	return func(name string, values []string) error {
+		flag := flags.Lookup(name)
+		if flag == nil || slices.Contains(b.names, name) {
+			return fmt.Errorf("unknown option %q: they are the flags of gpuguest install, without their dashes", name)
+		}
+		list, ok := flag.Value.(pflag.SliceValue)
+		if !ok && len(values) != 1 {
+			return fmt.Errorf("%s: one value, not %d", name, len(values))
+		}
+		if ok {
+			return list.Replace(values)
+		}
+		return setFlag(flags, name, values)
+	}
+}
+
+// setFlag gives a flag its values, in the words of an inventory.
+func setFlag(flags *pflag.FlagSet, name string, values []string) error {
+	flag := flags.Lookup(name)
+	word, _ := pflag.UnquoteUsage(flag)
+	for _, v := range values {
+		if word == "FILE" {
+			// A shell does this on the command line.
+			if rest, ok := strings.CutPrefix(v, "~/"); ok {
+				if home, err := os.UserHomeDir(); err == nil {
+					v = filepath.Join(home, rest)
+				}
+			}
+		}
+		is := map[string]string{"bool": "true or false", "int": "a whole number", "duration": "a duration, as in 90s or 10m"}[flag.Value.Type()]
+		if flag.Value.Type() == "bool" {
+			// YAML's own words of old, which Ansible's users write.
+			switch strings.ToLower(v) {
+			case "yes", "on":
+				v = "true"
+			case "no", "off":
+				v = "false"
+			}
+		}
+		if err := flags.Set(name, v); err != nil {
+			if is != "" {
+				return fmt.Errorf("%s %q: it is %s", name, v, is)
+			}
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if n, err := strconv.Atoi(values[0]); name == "port" && (err != nil || n < 1 || n > 65535) {
+		return fmt.Errorf("port %q: it is a number from 1 to 65535", values[0])
+	}
+	return nil
+}
+
+// member is one guest of a batch.
+type member struct {
+	name, address string
+	given         *pflag.FlagSet // the command line
+	password      []byte         // nil: none
+	sudoPassword  []byte         // nil: none
+	sums          *sums
+	cfg           engine.Config // what converge would run
+}
+
+// complete gives the guest's configuration what its inventory has beside flags. A user or port in the guest's name
+// counts more than one that an inventory gives to many.
+func (m *member) complete(c *guest.Config, t guest.Target) {
+	if m.address != "" {
+		c.Host = m.address
+	}
+	if t.User != "" && !m.given.Changed("user") {
+		c.User = t.User
+	}
+	if t.Port != 0 && !m.given.Changed("port") {
+		c.Port = t.Port
+	}
+	if m.password != nil {
+		c.Password = func(context.Context, string) ([]byte, error) { return m.password, nil }
+	}
+	if m.sudoPassword != nil {
+		c.SudoPassword = func(context.Context) ([]byte, error) { return m.sudoPassword, nil }
+	}
+}
+
+// sum is a file's SHA-256, of many guests' worked out once. It may be asked of no member.
+func (m *member) sum(file string) (string, error) {
+	if m == nil {
+		return sha256File(file)
+	}
+	return m.sums.of(file)
+}
+
+// sums are files' SHA-256 by name. They are asked for one after the other.
+type sums map[string]string
+
+func (s *sums) of(file string) (string, error) {
+	if sum, ok := (*s)[file]; ok {
+		return sum, nil
+	}
+	sum, err := sha256File(file)
+	if err == nil {
+		if *s == nil {
+			*s = make(sums)
+		}
+		(*s)[file] = sum
+	}
+	return sum, err
+}
+
+// join works out what one guest's run is, by the command itself: inventory's options first, then the command line's
+// flags, which count more.
+func (b *batch) join(ctx context.Context, g inventory.Guest, ui *fleetUI) (*member, error) {
+	m := &member{name: g.Name, address: g.Address, given: b.given, sums: &b.sums}
+	if g.Password != "" {
+		m.password = []byte(g.Password)
+	}
+	if g.SudoPassword != "" {
+		m.sudoPassword = []byte(g.SudoPassword)
+	}
+	sub := &app{console: console{in: strings.NewReader(""), out: io.Discard, err: ui.writer(g.Name)}, member: m}
+	c := b.make(sub)
+	sub.logDir = b.logDir // after its flags have got their defaults
+	flags := c.Flags()
+	if err := flags.Set("host", g.Name); err != nil {
+		return nil, err
+	}
+	for _, o := range g.Options {
+		if flags.Lookup(o.Name) == nil || b.given.Changed(o.Name) {
+			continue
+		}
+		if err := setFlag(flags, o.Name, o.Values); err != nil {
+			return nil, fmt.Errorf("%v: %w", o.Where, err)
+		}
+	}
+	var errs []error
+	b.given.Visit(func(flag *pflag.Flag) {
+		if slices.Contains(b.names, flag.Name) {
+			return
+		}
+		values := []string{flag.Value.String()}
+		if list, ok := flag.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, v := range values {
+			errs = append(errs, flags.Set(flag.Name, v))
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	c.SetContext(ctx)
+	if err := c.RunE(c, nil); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// secrets asks for what all guests share, before any is dialled: later nobody may be watching.
+func (b *batch) secrets(members []*member) error {
+	ask := func(want bool, flag, prompt string, of func(*member) *[]byte) error {
+		if !want {
+			return nil
+		}
+		in, ok := b.in.(*os.File)
+		if !ok || !term.IsTerminal(int(in.Fd())) {
+			return fmt.Errorf("--%s: standard input is no terminal", flag)
+		}
+		secret, err := b.askSecret(in, prompt)
+		if err != nil {
+			return err
+		}
+		for _, m := range members {
+			if to := of(m); *to == nil {
+				*to = secret
+			}
+		}
+		return nil
+	}
+	return errors.Join(
+		ask(b.askPassword, "ask-password", "login password of all guests: ", func(m *member) *[]byte { return &m.password }),
+		ask(b.askSudo, "ask-sudo-password", "sudo password of all guests: ", func(m *member) *[]byte { return &m.sudoPassword }),
+	)
+}
+
+// outcome is what became of one guest.
+type outcome struct {
+	report engine.Report
+	err    error
+	ended  time.Time
+}
+
+// run works on all guests and tells what became of them.
+func (b *batch) run(ctx context.Context) error {
+	b.host = "" // messages are about all of them
+	guests, err := b.guests()
+	if err != nil {
+		return err
+	}
+	ui := newFleetUI(b.err, len(guests))
+	members := make([]*member, len(guests))
+	var errs []error
+	for i, g := range guests {
+		m, err := b.join(ctx, g, ui)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", g.Name, err))
+		}
+		members[i] = m
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	if err := b.secrets(members); err != nil {
+		return err
+	}
+	outcomes := b.converge(ctx, members, ui)
+	return b.tell(outcomes)
+}
+
+// converge runs the members as the fleet has it.
+func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []outcome {
+	outcomes := make([]outcome, len(members))
+	gate := fleet.NewGate()
+	var turns fleet.Turns
+	if b.serialReboots > 0 {
+		turns = fleet.NewTurns(b.serialReboots)
+	}
+	parallel := b.parallel
+	if parallel == 0 {
+		parallel = fleet.Capacity()
+	}
+	ui.start()
+	defer ui.close()
+	fleet.Run(ctx, fleet.Config{
+		Guests: len(members), Parallel: parallel, Canary: b.canary, MaxFailures: b.maxFailures,
+		Run: func(ctx context.Context, i int) error {
+			m := members[i]
+			cfg := m.cfg
+			dial := cfg.Dial
+			cfg.Dial = func(ctx context.Context) (*guest.Conn, error) {
+				leave, err := gate.Enter(ctx)
+				if err != nil {
+					return nil, err
+				}
+				conn, err := dial(ctx)
+				leave(err)
+				return conn, err
+			}
+			if turns != nil {
+				cfg.RebootTurn = turns.Take
+			}
+			cfg.Tell = ui.begin(m.name)
+			report, err := engine.Run(ctx, cfg)
+			outcomes[i] = outcome{report: report, err: err}
+			return err
+		},
+		Ended: func(i int, err error) {
+			o := &outcomes[i]
+			var left *fleet.NotStartedError
+			if errors.As(err, &left) {
+				o.err = err
+				o.report = engine.Report{Host: members[i].name, Result: "failed", Error: &engine.Problem{Message: err.Error()}}
+			}
+			o.ended = time.Now()
+			ui.end(*o)
+		},
+	})
+	return outcomes
+}
+
+// tell writes the results, and returns an error when a guest failed. It is the one place that has the reports of all
+// guests.
+func (b *batch) tell(outcomes []outcome) error {
+	err := newFleetError(outcomes)
+	if b.json {
+		if jerr := b.writeJSON(newFleetReport(outcomes)); err == nil {
+			err = jerr
+		}
+		return err
+	}
+	if perr := printFleet(b.out, outcomes); err == nil {
+		err = perr
+	}
+	return err
+}
+
+// fleetReport is the result for many guests as JSON. Its names are part of the interface.
+type fleetReport struct {
+	Version int           `json:"version"`
+	Guests  []guestReport `json:"guests"`
+}
+
+type guestReport struct {
+	engine.Report
+	Time time.Time `json:"time"`
+	Exit int       `json:"exit_code"`
+}
+
+func newFleetReport(outcomes []outcome) fleetReport {
+	r := fleetReport{Version: 1, Guests: []guestReport{}}
+	for _, o := range outcomes {
+		r.Guests = append(r.Guests, guestReport{o.report, o.ended.UTC().Truncate(time.Second), exitCode(o.err)})
+	}
+	return r
+}
+
+// severity orders exit codes, the worst first.
+var severity = []int{exitInterrupted, exitUsage, exitStep, exitVerify, exitUnsupported, exitUnreachable, exitHeld, exitDone}
+
+// fleetError says that some of many guests failed.
+type fleetError struct {
+	code int // of the worst
+	text string
+}
+
+func (e *fleetError) Error() string { return e.text }
+
+// Hint says how to go on.
+func (e *fleetError) Hint() string {
+	return "the same command again goes on where each guest is and leaves alone what is done"
+}
+
+// newFleetError is nil when all guests did what was asked for.
+func newFleetError(outcomes []outcome) error {
+	counts := count(outcomes)
+	if counts.done == len(outcomes) {
+		return nil
+	}
+	codes := make([]int, len(outcomes))
+	for i, o := range outcomes {
+		codes[i] = exitCode(o.err)
+	}
+	worst := slices.MinFunc(codes, func(a, b int) int { return cmp.Compare(slices.Index(severity, a), slices.Index(severity, b)) })
+	return &fleetError{worst, counts.String()}
+}
+
+// counts are guests by what became of them.
+type counts struct{ all, done, failed, detached, left int }
+
+func count(outcomes []outcome) counts {
+	c := counts{all: len(outcomes)}
+	for _, o := range outcomes {
+		c.add(o)
+	}
+	return c
+}
+
+func (c *counts) add(o outcome) {
+	var left *fleet.NotStartedError
+	switch {
+	case o.err == nil:
+		c.done++
+	case errors.As(o.err, &left):
+		c.left++
+	case exitCode(o.err) == exitInterrupted:
+		c.detached++
+	default:
+		c.failed++
+	}
+}
+
+func (c counts) String() string {
+	parts := []string{fmt.Sprintf("%s: %d done", plural(c.all, "guest"), c.done)}
+	for _, p := range []struct {
+		n    int
+		what string
+	}{{c.failed, "failed"}, {c.detached, "interrupted"}, {c.left, "not started"}} {
+		if p.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// lineWriter gives whole lines on.
+type lineWriter struct {
+	mu   sync.Mutex
+	part []byte
+	line func(string)
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.part = append(w.part, p...)
+	for {
+		line, rest, ok := strings.Cut(string(w.part), "\n")
+		if !ok {
+			return len(p), nil
+		}
+		w.line(line)
+		w.part = []byte(rest)
+	}
+}
