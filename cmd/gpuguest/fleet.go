@@ -38,6 +38,7 @@ type batch struct {
 
 	names []string // flags of the batch, which no guest has of its own
 	sums  sums
+	known guest.KnownHosts
 }
 
 // forMany makes a command that works on one guest work on many: each guest has the command to itself, with its own
@@ -219,12 +220,14 @@ type member struct {
 	password      []byte         // nil: none
 	sudoPassword  []byte         // nil: none
 	sums          *sums
+	known         *guest.KnownHosts
 	cfg           engine.Config // what converge would run
 }
 
 // complete gives the guest's configuration what its inventory has beside flags. A user or port in the guest's name
 // counts more than one that an inventory gives to many.
 func (m *member) complete(c *guest.Config, t guest.Target) {
+	c.Known = m.known
 	if m.address != "" {
 		c.Host = m.address
 	}
@@ -270,7 +273,7 @@ func (s *sums) of(file string) (string, error) {
 // join works out what one guest's run is, by the command itself: inventory's options first, then the command line's
 // flags, which count more.
 func (b *batch) join(ctx context.Context, g inventory.Guest, ui *fleetUI) (*member, error) {
-	m := &member{name: g.Name, address: g.Address, given: b.given, sums: &b.sums}
+	m := &member{name: g.Name, address: g.Address, given: b.given, sums: &b.sums, known: &b.known}
 	if g.Password != "" {
 		m.password = []byte(g.Password)
 	}

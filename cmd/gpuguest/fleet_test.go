@@ -185,7 +185,7 @@ func (f *fakeFleet) run(ctx context.Context, args ...string) (code int, stdout, 
 		b.add(c)
 		return c
 	}))
-	root.SetArgs(append([]string{"install", "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--max-reboots", "2", "--busy-wait", "0s"}, args...))
+	root.SetArgs(append([]string{"install", "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--max-reboots", "2", "--busy-wait", "5s"}, args...))
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		a.complain(err)
