@@ -41,6 +41,7 @@ func TestContainer(t *testing.T) {
 		{"cut", testCut},
 		{"refuse", testRefuse},
 		{"suites", testSuites},
+		{"fleet", testFleet},
 		{"real driver", testRealDriver},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, w) })
