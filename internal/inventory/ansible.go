@@ -153,7 +153,7 @@ func (p *parser) varFiles() {
 	}
 	p.varFolder("group_vars", func(name string) settings {
 		if g := p.groups[name]; g != nil {
-			return g.settings
+			return g.files
 		}
 		return nil
 	})

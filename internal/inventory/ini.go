@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"strings"
 )
@@ -114,9 +115,7 @@ func (h *host) set(found settings) {
 	if h.settings == nil {
 		h.settings = make(settings, len(found))
 	}
-	for name, o := range found {
-		h.settings[name] = o
-	}
+	maps.Copy(h.settings, found)
 }
 
 // word is one word of a line and where it begins.

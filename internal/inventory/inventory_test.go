@@ -202,12 +202,13 @@ func TestVariableFilesBesideAnAnsibleInventory(t *testing.T) {
 		"host_vars/b":              {Data: []byte("ansible_host: 10.0.0.2\nansible_port: 22\n")},
 		"host_vars/b.orig~":        {Data: []byte("ansible_host: 10.0.0.3\n")},
 	}
-	text := "a\n[gpu]\nb\n[all:vars]\nansible_port=1\nansible_ssh_common_args='-o ProxyJump=j'\n"
+	// By ansible-inventory 2.14, group_vars/all counts more than the vars of any group in the inventory itself.
+	text := "a\n[gpu]\nb\nc\n[gpu:vars]\nansible_port=3\n[all:vars]\nansible_port=1\nansible_ssh_common_args='-o ProxyJump=j'\n"
 	got, err := Parse(Source{Name: "inv/hosts", Text: []byte(text), Vars: vars, Check: check})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, want := show(got.Guests), "a port=2200 user=root\nb@10.0.0.2 [gpu] driver=580 port=22 user=root\n"; s != want {
+	if s, want := show(got.Guests), "a port=2200 user=root\nb@10.0.0.2 [gpu] driver=580 port=22 user=root\nc [gpu] driver=580 port=2200 user=root\n"; s != want {
 		t.Errorf("got\n%swant\n%s", s, want)
 	}
 	if len(got.Notices) != 2 || !strings.Contains(got.Notices[0], "ssh_config") || !strings.Contains(got.Notices[1], "group_vars/gpu/vault") {
