@@ -27,6 +27,8 @@ type fleetUI struct {
 	work   map[string]*progress
 	since  time.Time
 	spoke  time.Time
+	drawn  time.Time
+	shown  bool // the bar is on the screen
 	stop   chan struct{}
 	ended  sync.WaitGroup
 }
@@ -41,6 +43,9 @@ type progress struct {
 // quietLine is how long a batch without a terminal says nothing while its guests are at work.
 const quietLine = time.Minute
 
+// redraw is how often the bar is drawn at most: a thousand guests that end together are not a thousand bars.
+const redraw = 100 * time.Millisecond
+
 func newFleetUI(w io.Writer, guests int) *fleetUI {
 	return &fleetUI{w: w, counts: counts{all: guests}, work: make(map[string]*progress), stop: make(chan struct{})}
 }
@@ -53,7 +58,7 @@ func (u *fleetUI) start() {
 	u.spoke = u.since
 	u.mu.Unlock()
 	u.ended.Go(func() {
-		tick := time.NewTicker(time.Second)
+		tick := time.NewTicker(2 * redraw)
 		defer tick.Stop()
 		for {
 			select {
@@ -76,7 +81,7 @@ func (u *fleetUI) close() {
 	u.ended.Wait()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.bar != nil {
+	if u.shown {
 		_ = u.bar.Clear()
 	}
 }
@@ -96,18 +101,21 @@ func (u *fleetUI) longest() string {
 }
 
 func (u *fleetUI) draw() {
-	if u.bar == nil {
+	if u.bar == nil || time.Since(u.drawn) < redraw {
 		return
 	}
+	u.drawn, u.shown = time.Now(), true
 	_, short, _ := strings.Cut(u.counts.String(), ": ")
+	_ = u.bar.Set(u.counts.done + u.counts.failed + u.counts.detached + u.counts.left)
 	u.bar.Describe(cut(short+u.longest(), u.width-45))
 	_ = u.bar.RenderBlank()
 }
 
 // say prints a line that stays.
 func (u *fleetUI) say(line string) {
-	if u.bar != nil {
+	if u.shown {
 		_ = u.bar.Clear()
+		u.shown = false
 	}
 	u.spoke = time.Now()
 	fmt.Fprintln(u.w, printable(line))
@@ -164,9 +172,6 @@ func (u *fleetUI) end(o outcome) {
 	defer u.mu.Unlock()
 	delete(u.work, o.report.Host)
 	u.counts.add(o)
-	if u.bar != nil {
-		_ = u.bar.Set(u.counts.done + u.counts.failed + u.counts.detached + u.counts.left)
-	}
 	var left *fleet.NotStartedError
 	if !errors.As(o.err, &left) {
 		r := o.report
