@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-container test-vm lint bench deps clean
+.PHONY: build demo test test-fast test-container test-vm test-slurm lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -26,6 +26,10 @@ test-fast: ## pure and in-process tiers: no root, no network, under a minute
 
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
+
+test-slurm: ## the job array of docs/ in a real Slurm of one node
+	@command -v slurmctld >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge; }
+	GPUGUEST_SLURM=1 $(GO) test -count=1 -run '^TestSlurm$$' ./cmd/gpuguest
 
 # Not yet part of "make test": the main job there and back was seen to pass but for the test's own last
 # comparison, which was mended since; power cuts and NVIDIA's real module have not been seen to the end.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -373,5 +374,54 @@ func TestMaxFailuresAndTheWorstCode(t *testing.T) {
 	}
 	if newFleetError(codes[2:]) != nil {
 		t.Error("all done is an error")
+	}
+}
+
+// TestConvergedGuestsByInstallAndVerify has the real commands, plans and checks in guests that answer as converged ones.
+func TestConvergedGuestsByInstallAndVerify(t *testing.T) {
+	t.Parallel()
+	f := newFakeFleet(t, "", "", "")
+	recording, err := os.ReadFile(filepath.Join("..", "..", "testdata", "guests", "ubuntu2404-l4-driver580.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range f.guests {
+		g.srv.Change(func(o *guesttest.Options) { o.Exec = convergedGuest(recording) })
+	}
+	for _, command := range []string{"install", "verify"} {
+		var out, errs bytes.Buffer
+		code := run(t.Context(), []string{command, "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--json"}, console{in: strings.NewReader(""), out: &out, err: &errs})
+		var doc fleetReport
+		if err := json.Unmarshal(out.Bytes(), &doc); err != nil || code != exitDone || len(doc.Guests) != 3 {
+			t.Fatalf("%s: exit %d, %v\n%s\n%s", command, code, err, &out, &errs)
+		}
+		for _, g := range doc.Guests {
+			if g.Result != "done" || g.Driver == "" || g.Execs > 3 || len(g.Steps) == 0 {
+				t.Errorf("%s: %+v", command, g)
+			}
+		}
+	}
+	if n := f.guests[0].srv.Connections(); n != 2 {
+		t.Errorf("%d connections by two commands", n)
+	}
+}
+
+// convergedGuest answers the facts script with a recording and every check with "met", and runs nothing.
+func convergedGuest(recording []byte) guesttest.Exec {
+	token := regexp.MustCompile(`gpuguest-hold-[A-Z0-9]+`)
+	check := regexp.MustCompile(`"\$out" (--[0-9a-f]{24}) ([a-z0-9-]+) "\$code"`)
+	return func(_ context.Context, cmd string, in io.Reader, out, errs io.Writer) int {
+		if word := token.FindString(cmd); word != "" {
+			_, _ = out.Write(recording)
+			for _, w := range []io.Writer{out, errs} {
+				fmt.Fprintf(w, "\n%s exit 0\n", word)
+			}
+			_, _ = io.Copy(io.Discard, in)
+			return 0
+		}
+		for _, m := range check.FindAllStringSubmatch(cmd, -1) {
+			fmt.Fprintf(out, "\n%s %s 0\n", m[1], m[2])
+		}
+		return 0
 	}
 }
