@@ -36,16 +36,16 @@ type batch struct {
 	serialReboots, shards   int
 	askPassword, askSudo    bool
 
-	names []string // flags of the batch, which no guest has of its own
-	sums  sums
-	known guest.KnownHosts
+	names  []string // flags of the batch, which no guest has of its own
+	shared sharedWork
+	known  guest.KnownHosts
 }
 
-// forMany makes a command that works on one guest work on many: each guest has the command to itself, with its own
-// flags, up to the point where the engine would run; the fleet says when it does.
+// forMany makes a command that works on one guest work on many. Each guest has the command to itself, with its own
+// flags, in a goroutine that goes as far as converge and waits there until the fleet gives the guest its turn.
 func (a *app) forMany(make func(*app) *cobra.Command) *cobra.Command {
 	c := make(a)
-	b := &batch{app: a, make: make, given: c.Flags(), names: []string{"host", "json", "help", "log-dir"}}
+	b := &batch{app: a, make: make, given: c.Flags(), names: []string{"host", "json", "help", "log-dir", "html", "junit", "prometheus"}}
 	f := pflag.NewFlagSet("", pflag.ContinueOnError)
 	f.StringVar(&b.inventory, "inventory", "", "guests in a `FILE`: gpuguest's YAML, an Ansible inventory, or names; - is standard input")
 	f.StringVar(&b.limit, "limit", "", "of the inventory only these, `PATTERN`: names and groups with *, separated by commas; ! takes away")
@@ -219,9 +219,54 @@ type member struct {
 	given         *pflag.FlagSet // the command line
 	password      []byte         // nil: none
 	sudoPassword  []byte         // nil: none
-	sums          *sums
 	known         *guest.KnownHosts
-	cfg           engine.Config // what converge would run
+	shared        *sharedWork
+	work          func(context.Context, engine.Config) (engine.Report, error)
+
+	reached chan struct{} // closed when the command has come to its engine run
+	turn    chan bool     // true: run; closed: the guest is left out
+	ended   chan error    // what the command returned
+	report  engine.Report // once it has ended
+}
+
+// errLeftOut ends the command of a guest that is not to run.
+var errLeftOut = errors.New("left out")
+
+// run is where the command of one guest waits for its turn, and then runs the engine.
+func (m *member) run(ctx context.Context, cfg engine.Config) error {
+	close(m.reached)
+	if !<-m.turn {
+		return errLeftOut
+	}
+	var err error
+	m.report, err = m.work(ctx, cfg)
+	return err
+}
+
+// begin runs the command up to there. Its error is what was wrong with the guest's flags. After nil the command waits,
+// and either run or leave must be called on it once.
+func (m *member) begin(ctx context.Context, c *cobra.Command) error {
+	m.reached, m.turn, m.ended = make(chan struct{}), make(chan bool, 1), make(chan error, 1)
+	c.SetContext(ctx)
+	go func() { m.ended <- c.RunE(c, nil) }()
+	select {
+	case <-m.reached:
+		return nil
+	case err := <-m.ended:
+		return err
+	}
+}
+
+// goOn has the command run to its end and returns its error.
+func (m *member) goOn() error {
+	m.turn <- true
+	return <-m.ended
+}
+
+// leave ends the command without a run, and waits for it.
+func (m *member) leave() {
+	close(m.turn)
+	<-m.ended
 }
 
 // complete gives the guest's configuration what its inventory has beside flags. A user or port in the guest's name
@@ -245,35 +290,37 @@ func (m *member) complete(c *guest.Config, t guest.Target) {
 	}
 }
 
-// sum is a file's SHA-256, of many guests' worked out once. It may be asked of no member.
-func (m *member) sum(file string) (string, error) {
+// sharedWork is what was worked out for one guest of a batch and is the same for all: the checksum of a file of some
+// hundred megabytes, say.
+type sharedWork struct {
+	mu   sync.Mutex
+	done map[string]any
+}
+
+// once works something out, for the guests of a batch together. The member may be none.
+func once[T any](m *member, what string, f func() (T, error)) (T, error) {
 	if m == nil {
-		return sha256File(file)
+		return f()
 	}
-	return m.sums.of(file)
-}
-
-// sums are files' SHA-256 by name. They are asked for one after the other.
-type sums map[string]string
-
-func (s *sums) of(file string) (string, error) {
-	if sum, ok := (*s)[file]; ok {
-		return sum, nil
+	m.shared.mu.Lock()
+	defer m.shared.mu.Unlock()
+	if v, ok := m.shared.done[what].(T); ok {
+		return v, nil
 	}
-	sum, err := sha256File(file)
+	v, err := f()
 	if err == nil {
-		if *s == nil {
-			*s = make(sums)
+		if m.shared.done == nil {
+			m.shared.done = make(map[string]any)
 		}
-		(*s)[file] = sum
+		m.shared.done[what] = v
 	}
-	return sum, err
+	return v, err
 }
 
-// join works out what one guest's run is, by the command itself: inventory's options first, then the command line's
-// flags, which count more.
+// join gives one guest the command to itself and has it come to its run: the inventory's options first, then the
+// command line's flags, which count more.
 func (b *batch) join(ctx context.Context, g inventory.Guest, ui *fleetUI) (*member, error) {
-	m := &member{name: g.Name, address: g.Address, given: b.given, sums: &b.sums, known: &b.known}
+	m := &member{name: g.Name, address: g.Address, given: b.given, shared: &b.shared, known: &b.known}
 	if g.Password != "" {
 		m.password = []byte(g.Password)
 	}
@@ -311,8 +358,7 @@ func (b *batch) join(ctx context.Context, g inventory.Guest, ui *fleetUI) (*memb
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	c.SetContext(ctx)
-	if err := c.RunE(c, nil); err != nil {
+	if err := m.begin(ctx, c); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -360,23 +406,26 @@ func (b *batch) run(ctx context.Context) error {
 		return err
 	}
 	ui := newFleetUI(b.err, len(guests))
-	members := make([]*member, len(guests))
+	var members []*member
 	var errs []error
-	for i, g := range guests {
+	for _, g := range guests {
 		m, err := b.join(ctx, g, ui)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", g.Name, err))
+			continue
 		}
-		members[i] = m
+		members = append(members, m)
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+	if len(errs) == 0 {
+		errs = append(errs, b.secrets(members))
 	}
-	if err := b.secrets(members); err != nil {
+	if err := errors.Join(errs...); err != nil {
+		for _, m := range members {
+			m.leave()
+		}
 		return err
 	}
-	outcomes := b.converge(ctx, members, ui)
-	return b.tell(outcomes)
+	return b.tell(b.converge(ctx, members, ui))
 }
 
 // sendsAtOnce is how many guests are sent a big file at once. One takes up to 20 MB here (make bench), and eight fill
@@ -398,11 +447,8 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 	}
 	ui.start()
 	defer ui.close()
-	fleet.Run(ctx, fleet.Config{
-		Guests: len(members), Parallel: parallel, Canary: b.canary, MaxFailures: b.maxFailures,
-		Run: func(ctx context.Context, i int) error {
-			m := members[i]
-			cfg := m.cfg
+	for _, m := range members {
+		m.work = func(ctx context.Context, cfg engine.Config) (engine.Report, error) {
 			dial := cfg.Dial
 			cfg.Dial = func(ctx context.Context) (*guest.Conn, error) {
 				leave, err := gate.Enter(ctx)
@@ -418,19 +464,22 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 				cfg.RebootTurn = turns.Take
 			}
 			cfg.Tell = ui.begin(m.name)
-			report, err := engine.Run(ctx, cfg)
-			outcomes[i] = outcome{report: report, err: err}
-			return err
-		},
+			return engine.Run(ctx, cfg)
+		}
+	}
+	fleet.Run(ctx, fleet.Config{
+		Guests: len(members), Parallel: parallel, Canary: b.canary, MaxFailures: b.maxFailures,
+		Run: func(_ context.Context, i int) error { return members[i].goOn() },
 		Ended: func(i int, err error) {
-			o := &outcomes[i]
+			m := members[i]
 			var left *fleet.NotStartedError
 			if errors.As(err, &left) {
-				o.err = err
-				o.report = engine.Report{Host: members[i].name, Result: "failed", Error: &engine.Problem{Message: err.Error()}}
+				m.leave()
+				m.report = engine.Report{Host: m.name, Result: "failed", Error: &engine.Problem{Message: err.Error()}}
 			}
-			o.ended = time.Now()
-			ui.end(*o)
+			outcomes[i] = outcome{report: m.report, err: err, ended: time.Now()}
+			ui.end(outcomes[i])
+			members[i] = nil // with its command and all that belongs to it
 		},
 	})
 	return outcomes

@@ -71,7 +71,7 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 			w.Reboot = b.reboot
 			files := make(map[string]string)
 			if keyring != "" {
-				sum, err := a.member.sum(keyring)
+				sum, err := once(a.member, "SHA-256 of "+keyring, func() (string, error) { return sha256File(keyring) })
 				if err != nil {
 					return err
 				}
@@ -125,8 +125,7 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 		cfg.Logs = a.openLog
 	}
 	if a.member != nil {
-		a.member.cfg = cfg
-		return nil
+		return a.member.run(ctx, cfg)
 	}
 	ui := newUI(a.err, a.host)
 	cfg.Tell = ui.tell
