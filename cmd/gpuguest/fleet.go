@@ -456,8 +456,12 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 					return nil, err
 				}
 				conn, err := dial(ctx)
-				leave(err)
-				return conn, err
+				if err != nil {
+					leave(0, err)
+					return nil, err
+				}
+				leave(conn.RTT(), nil)
+				return conn, nil
 			}
 			cfg.SendTurn = sends.Take
 			if turns != nil {

@@ -212,10 +212,11 @@ func workFleet(ctx context.Context, config func(host string) guest.Config, n int
 			return err
 		}
 		conn, err := guest.Dial(ctx, config(fmt.Sprintf("fleet-%03d", i)))
-		leave(err)
 		if err != nil {
+			leave(0, err)
 			return err
 		}
+		leave(conn.RTT(), nil)
 		defer conn.Close()
 		for range 3 {
 			res, err := conn.Run(ctx, guest.Command{Script: "true"})

@@ -144,9 +144,9 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// throughGate has n logins, each of which takes what cost says of how many there are at once, and returns how many
-// there were at most and how long the slowest took.
-func throughGate(t *testing.T, n int, cost func(at int) (time.Duration, error)) (g *Gate, most int, slowest, all time.Duration) {
+// throughGate has n logins over a way of so long a round trip, each of which takes what cost says of how many there are
+// at once, and returns how many there were at most, how long the slowest took and how long all.
+func throughGate(t *testing.T, n int, rtt time.Duration, cost func(at int) (time.Duration, error)) (g *Gate, most int, slowest, all time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
 		g = NewGate()
 		var mu sync.Mutex
@@ -170,7 +170,7 @@ func throughGate(t *testing.T, n int, cost func(at int) (time.Duration, error)) 
 				mu.Lock()
 				at--
 				mu.Unlock()
-				leave(err)
+				leave(rtt, err)
 			})
 		}
 		wg.Wait()
@@ -186,26 +186,51 @@ func throughGate(t *testing.T, n int, cost func(at int) (time.Duration, error)) 
 // guests share, and with all of a thousand at once each takes 22 s of the 20 s that it has.
 func TestNoHandshakeDeadlineFailsOnASharedHost(t *testing.T) {
 	t.Parallel()
-	_, most, slowest, _ := throughGate(t, 1000, func(at int) (time.Duration, error) {
+	_, most, slowest, all := throughGate(t, 1000, 0, func(at int) (time.Duration, error) {
 		return time.Duration(at) * 45 * time.Millisecond / 2, nil
 	})
-	if slowest > 10*time.Second {
-		t.Errorf("a login took %v, %d were at once", slowest, most)
+	if slowest > 2*time.Second || all > 30*time.Second {
+		t.Errorf("a login took %v, all %v, %d were at once", slowest, all, most)
+	}
+}
+
+// TestHostThatBecomesSlowIsGivenTime: quick logins open the gate, and then each takes long.
+func TestHostThatBecomesSlowIsGivenTime(t *testing.T) {
+	t.Parallel()
+	n := 0
+	g, most, _, _ := throughGate(t, 600, 0, func(at int) (time.Duration, error) {
+		if n++; n < 200 {
+			return 50 * time.Millisecond, nil
+		}
+		return time.Duration(at) * 100 * time.Millisecond, nil
+	})
+	if most < 100 || g.limit > 60 {
+		t.Errorf("%d at most, in the end %d may enter", most, g.limit)
 	}
 }
 
 func TestGuestsFarAwayAreReachedAtOnce(t *testing.T) {
 	t.Parallel()
-	_, most, _, all := throughGate(t, 1000, func(int) (time.Duration, error) { return 850 * time.Millisecond, nil })
-	if all > 6*time.Second || most > gateMax {
+	far := 100 * time.Millisecond
+	_, most, _, all := throughGate(t, 1000, far, func(int) (time.Duration, error) { return loginTrips*far + 50*time.Millisecond, nil })
+	if all > 7*time.Second || most > gateMax {
 		t.Errorf("took %v, %d at once", all, most)
+	}
+}
+
+// TestSlowGuestsOfTheirOwnAreReachedAtOnce: emulated guests take a second each, however many there are.
+func TestSlowGuestsOfTheirOwnAreReachedAtOnce(t *testing.T) {
+	t.Parallel()
+	_, _, _, all := throughGate(t, 1000, time.Millisecond, func(int) (time.Duration, error) { return time.Second, nil })
+	if all > 8*time.Second {
+		t.Errorf("took %v", all)
 	}
 }
 
 func TestGuestsThatAreNotThereKeepNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	n := 0
-	_, _, _, all := throughGate(t, 400, func(int) (time.Duration, error) {
+	_, _, _, all := throughGate(t, 400, 0, func(int) (time.Duration, error) {
 		if n++; n%2 == 0 {
 			return 10 * time.Second, errBad
 		}
@@ -219,8 +244,8 @@ func TestGuestsThatAreNotThereKeepNobodyWaiting(t *testing.T) {
 func TestGateBecomesNarrowerOnceForOneCrowd(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)
-	g := &Gate{now: func() time.Time { return now }, limit: 100}
-	var leave []func(error)
+	g := &Gate{now: func() time.Time { return now }, limit: 100, best: time.Millisecond}
+	var leave []func(time.Duration, error)
 	for range 10 {
 		l, err := g.Enter(t.Context())
 		if err != nil {
@@ -230,7 +255,7 @@ func TestGateBecomesNarrowerOnceForOneCrowd(t *testing.T) {
 	}
 	now = now.Add(5 * time.Second)
 	for _, l := range leave {
-		l(nil)
+		l(0, nil)
 	}
 	if g.limit != 50 {
 		t.Errorf("limit %d", g.limit)
@@ -249,7 +274,7 @@ func TestGateLetsGoOfWhoeverGivesUp(t *testing.T) {
 	if _, err := g.Enter(ctx); !errors.Is(err, errBad) {
 		t.Fatal(err)
 	}
-	leave(nil)
+	leave(0, nil)
 	if _, err := g.Enter(t.Context()); err != nil || g.in != 1 {
 		t.Errorf("%v, %d in", err, g.in)
 	}

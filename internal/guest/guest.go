@@ -122,6 +122,9 @@ func (c *Conn) User() string { return c.user }
 // Execs is the number of exec channels that this connection has opened. File transfer is not counted.
 func (c *Conn) Execs() int { return int(c.execs.Load()) }
 
+// RTT is how long TCP's connect took, one round trip to whoever answered first: a jump host where there is one.
+func (c *Conn) RTT() time.Duration { return c.connected }
+
 // Dead is closed when the connection has ended, for whatever reason.
 func (c *Conn) Dead() <-chan struct{} { return c.dead }
 
