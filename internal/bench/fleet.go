@@ -34,7 +34,12 @@ func fleets(ctx context.Context, b *bench) ([]figure, error) {
 		return figures, err
 	}
 	peers, err := b.fleetPeers(ctx)
-	return append(figures, peers...), err
+	figures = append(figures, peers...)
+	if err != nil {
+		return figures, err
+	}
+	sent, err := b.fleetUpload(ctx)
+	return append(figures, sent...), err
 }
 
 func (b *bench) pretendFleet(ctx context.Context) (figures []figure, err error) {
@@ -190,6 +195,61 @@ func (b *bench) fleetPeers(ctx context.Context) ([]figure, error) {
 		figures[0].Note = "the guests are one real sshd by many names, on the client's own processors; gpuguest's own dialling, gate and commands, three one after the other"
 	}
 	return figures, nil
+}
+
+// What is sent to each of how many guests. They are one real guest, whose tmpfs has a tenth of this machine's memory.
+const (
+	fleetUploads     = 20
+	fleetUploadBytes = 64 << 20
+)
+
+// fleetUpload has one file sent to many guests, by gpuguest's own code and by as many scp.
+func (b *bench) fleetUpload(ctx context.Context) ([]figure, error) {
+	whole, _, err := b.payload()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Truncate(whole, fleetUploadBytes); err != nil {
+		return nil, err
+	}
+	sum, err := b.time(ctx, nil, "sha256sum", whole)
+	if err != nil {
+		return nil, err
+	}
+	sha := string(sum.out[:64])
+	arrived := func() error {
+		t, err := b.time(ctx, nil, "ssh", append([]string{"-n"}, b.ssh("near", "sha256sum "+uploadTo+"-*; rm -rf "+uploadTo+"-* /var/lib/gpuguest/stamps")...)...)
+		if n := strings.Count(string(t.out), sha); err == nil && n != fleetUploads {
+			err = fmt.Errorf("%d files are whole of %d", n, fleetUploads)
+		}
+		return err
+	}
+	got, err := inTurn(b.runs(3), []way{
+		{"gpuguest", func() (float64, error) {
+			t, err := b.worker(ctx, "fleet-put", b.sshConfig(), whole, sha)
+			return t.seconds, errors.Join(err, arrived())
+		}},
+		{"scp", func() (float64, error) {
+			script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do scp -q -F %s %s fleet-$i:%s-$i & i=$((i + 1)); done; wait", fleetUploads, b.sshConfig(), whole, uploadTo)
+			t, err := b.time(ctx, nil, "sh", "-c", script)
+			return t.seconds, errors.Join(err, arrived())
+		}},
+	})
+	return []figure{{What: fmt.Sprintf("%d MiB to each of %d guests", fleetUploadBytes>>20, fleetUploads), Unit: "s", Ours: got["gpuguest"], Peer: got["scp"],
+		Beside: fmt.Sprintf("%d scp at once", fleetUploads), Note: "whole processes; tmpfs to tmpfs; the guests are one real sshd by many names"}}, err
+}
+
+// workFleetPut sends one file to many guests, as many at once as gpuguest does.
+func workFleetPut(ctx context.Context, config func(host string) guest.Config, file, sum string) error {
+	turns := fleet.NewTurns(8)
+	return errors.Join(fleet.Run(ctx, fleet.Config{Guests: fleetUploads, Parallel: fleetUploads, Run: func(ctx context.Context, i int) error {
+		giveBack, err := turns.Take(ctx)
+		if err != nil {
+			return err
+		}
+		defer giveBack()
+		return workPut(ctx, config(fmt.Sprintf("fleet-%d", i)), file, fmt.Sprintf("%s-%d", uploadTo, i), sum)
+	}})...)
 }
 
 // leaveMasters ends the connections that ansible leaves open.

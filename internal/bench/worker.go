@@ -54,6 +54,8 @@ func work(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		return workFleet(ctx, config, n)
+	case name == "fleet-put" && len(rest) == 2:
+		return workFleetPut(ctx, config, rest[0], rest[1])
 	case name == "pretend" && len(rest) == 5:
 		first, err1 := strconv.Atoi(rest[3])
 		n, err2 := strconv.Atoi(rest[4])
