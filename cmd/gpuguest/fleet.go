@@ -407,25 +407,55 @@ func (b *batch) run(ctx context.Context) error {
 	}
 	ui := newFleetUI(b.err, len(guests))
 	var members []*member
-	var errs []error
+	var wrong sameErrors
 	for _, g := range guests {
 		m, err := b.join(ctx, g, ui)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", g.Name, err))
+			wrong.add(g.Name, err)
 			continue
 		}
 		members = append(members, m)
 	}
-	if len(errs) == 0 {
-		errs = append(errs, b.secrets(members))
+	if err = wrong.join(); err == nil {
+		err = b.secrets(members)
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		for _, m := range members {
 			m.leave()
 		}
 		return err
 	}
 	return b.tell(b.converge(ctx, members, ui))
+}
+
+// sameErrors are what is wrong with guests' flags. What is wrong with all of them, as a flag of the command line is,
+// is said once.
+type sameErrors struct {
+	errs  []error
+	names map[string][]string // of the guests, by the error's words
+}
+
+func (s *sameErrors) add(name string, err error) {
+	if s.names == nil {
+		s.names = make(map[string][]string)
+	}
+	if s.names[err.Error()] == nil {
+		s.errs = append(s.errs, err)
+	}
+	s.names[err.Error()] = append(s.names[err.Error()], name)
+}
+
+func (s *sameErrors) join() error {
+	var all []error
+	for _, err := range s.errs {
+		names := s.names[err.Error()]
+		who := names[0]
+		if more := len(names) - 1; more > 0 {
+			who += fmt.Sprintf(" and %d more", more)
+		}
+		all = append(all, fmt.Errorf("%s: %w", who, err))
+	}
+	return errors.Join(all...)
 }
 
 // sendsAtOnce is how many guests are sent a big file at once. One takes up to 20 MB here (make bench), and eight fill
