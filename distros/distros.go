@@ -43,6 +43,7 @@ type Distro struct {
 	Frozen        string            // what is wrong with NVIDIA's repository for this release ("it gets no new drivers"), "" nothing
 
 	BuildTools []string // packages a DKMS build needs besides headers
+	Compiler   []string // packages that make a C program for this system: a compiler and the C library's headers
 	Components []string // archive components the distribution's own driver packages live in, besides main
 	Suites     []string // archive suites to read: the release and its updates
 	Keyring    string   // path of the distribution's archive keyring, for Signed-By

@@ -7,6 +7,7 @@ package steps
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,6 +28,11 @@ type Input struct {
 	Distro distros.Distro
 	Want   choice.Want
 	Choice choice.Choice
+	// BootScript is the script that verify-unit leaves in the guest; "": none is wanted.
+	BootScript string
+	// Unseen: the checks are for a boot to come, and the GPUs are those that the guest has then. There is one at
+	// least, or a check fails.
+	Unseen bool
 }
 
 // Step is one thing to bring about in a guest.
@@ -54,8 +60,16 @@ type Step struct {
 	// Fresh steps run only when no change waits for a boot. A Fresh step that is not met is a failed
 	// verification.
 	Fresh bool
-	Hint  string // what a person does when the step fails and no better cause is known
+	// Read takes what the check printed behind DataMark, a line each, and returns what reports carry of it, as
+	// JSON, nil nothing. why, when it is not empty, is what the check itself did not see: then it is not met,
+	// whatever its exit was. nil: the check prints nothing of the kind.
+	Read func(in Input, data string) (report json.RawMessage, why string)
+	Hint string // what a person does when the step fails and no better cause is known
 }
+
+// DataMark begins a line of a check's output that is for programs: it goes to Read and not into the detail that
+// a person is shown.
+const DataMark = "gpuguest: data: "
 
 var (
 	install []Step
@@ -124,8 +138,9 @@ func claimed(in Input) bool {
 	return slices.ContainsFunc(blocked, func(m string) bool { return in.Facts.Loaded[m] })
 }
 
-// evidence prints the last kernel log lines about the GPU, for a check that failed.
-const evidence = `{ dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o cat 2>/dev/null; } | grep -E 'NVRM|nvidia|nouveau|[Nn]ova|BAR ' | tail -n 15 || true`
+// evidence prints the kernel's lines about the GPU, for a check that failed: each once and without its time, as
+// every attempt to load the module repeats them, and the first, which names the cause, must not fall off the end.
+const evidence = `{ dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o cat 2>/dev/null; } | grep -E 'NVRM|nvidia|nouveau|[Nn]ova|BAR ' | sed 's/^\[ *[0-9.]*\] //' | awk '!seen[$0]++' | tail -n 40 || true`
 
 // must makes a check line of a script that asks the package manager: when it fails, the check fails and
 // says why.

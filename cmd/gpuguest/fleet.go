@@ -22,6 +22,7 @@ import (
 	"gpuguest/internal/fleet"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/inventory"
+	"gpuguest/internal/report"
 )
 
 // batch is one invocation for many guests.
@@ -152,7 +153,7 @@ func (b *batch) share(all []inventory.Guest) ([]inventory.Guest, error) {
 	}
 	mine := slices.DeleteFunc(slices.Clone(all), func(g inventory.Guest) bool { return !s.Has(g.Name) })
 	if from != "" {
-		fmt.Fprintf(b.err, "gpuguest: share %v by %s: %d of %s\n", s, from, len(mine), plural(len(all), "guest"))
+		fmt.Fprintf(b.err, "gpuguest: share %v by %s: %d of %s\n", s, from, len(mine), report.Count(len(all), "guest"))
 	}
 	return mine, nil
 }
@@ -393,14 +394,16 @@ func (b *batch) secrets(members []*member) error {
 
 // outcome is what became of one guest.
 type outcome struct {
-	report engine.Report
-	err    error
-	ended  time.Time
+	report.Guest
+	err error
 }
 
 // run works on all guests and tells what became of them.
 func (b *batch) run(ctx context.Context) error {
 	b.host = "" // messages are about all of them
+	if err := b.files.check(); err != nil {
+		return err
+	}
 	guests, err := b.guests()
 	if err != nil {
 		return err
@@ -511,7 +514,7 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 				m.leave()
 				m.report = engine.Report{Host: m.name, Result: "failed", Error: &engine.Problem{Message: err.Error()}}
 			}
-			outcomes[i] = outcome{report: m.report, err: err, ended: time.Now()}
+			outcomes[i] = outcome{report.New(m.report, exitCode(err), time.Now()), err}
 			ui.end(outcomes[i])
 			members[i] = nil // with its command and all that belongs to it
 		},
@@ -519,40 +522,23 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 	return outcomes
 }
 
-// tell writes the results, and returns an error when a guest failed. It is the one place that has the reports of all
-// guests.
+// tell writes the results, and returns an error when a guest failed.
 func (b *batch) tell(outcomes []outcome) error {
-	err := newFleetError(outcomes)
+	guests := make([]report.Guest, len(outcomes))
+	for i, o := range outcomes {
+		guests[i] = o.Guest
+	}
+	err, ferr := newFleetError(outcomes), b.files.write(guests)
+	if ferr != nil && err != nil {
+		fmt.Fprintf(b.err, "gpuguest: %v\n", ferr)
+	}
+	var perr error
 	if b.json {
-		if jerr := b.writeJSON(newFleetReport(outcomes)); err == nil {
-			err = jerr
-		}
-		return err
+		perr = b.writeJSON(report.NewDocument(guests, time.Now()))
+	} else {
+		perr = printFleet(b.out, outcomes)
 	}
-	if perr := printFleet(b.out, outcomes); err == nil {
-		err = perr
-	}
-	return err
-}
-
-// fleetReport is the result for many guests as JSON. Its names are part of the interface.
-type fleetReport struct {
-	Version int           `json:"version"`
-	Guests  []guestReport `json:"guests"`
-}
-
-type guestReport struct {
-	engine.Report
-	Time time.Time `json:"time"`
-	Exit int       `json:"exit_code"`
-}
-
-func newFleetReport(outcomes []outcome) fleetReport {
-	r := fleetReport{Version: 1, Guests: []guestReport{}}
-	for _, o := range outcomes {
-		r.Guests = append(r.Guests, guestReport{o.report, o.ended.UTC().Truncate(time.Second), exitCode(o.err)})
-	}
-	return r
+	return cmp.Or(err, ferr, perr)
 }
 
 // severity orders exit codes, the worst first.
@@ -577,12 +563,10 @@ func newFleetError(outcomes []outcome) error {
 	if counts.done == len(outcomes) {
 		return nil
 	}
-	codes := make([]int, len(outcomes))
-	for i, o := range outcomes {
-		codes[i] = exitCode(o.err)
-	}
-	worst := slices.MinFunc(codes, func(a, b int) int { return cmp.Compare(slices.Index(severity, a), slices.Index(severity, b)) })
-	return &fleetError{worst, counts.String()}
+	worst := slices.MinFunc(outcomes, func(a, b outcome) int {
+		return cmp.Compare(slices.Index(severity, a.Exit), slices.Index(severity, b.Exit))
+	})
+	return &fleetError{worst.Exit, counts.String()}
 }
 
 // counts are guests by what became of them.
@@ -603,7 +587,7 @@ func (c *counts) add(o outcome) {
 		c.done++
 	case errors.As(o.err, &left):
 		c.left++
-	case exitCode(o.err) == exitInterrupted:
+	case o.Exit == exitInterrupted:
 		c.detached++
 	default:
 		c.failed++
@@ -611,7 +595,7 @@ func (c *counts) add(o outcome) {
 }
 
 func (c counts) String() string {
-	parts := []string{fmt.Sprintf("%s: %d done", plural(c.all, "guest"), c.done)}
+	parts := []string{fmt.Sprintf("%s: %d done", report.Count(c.all, "guest"), c.done)}
 	for _, p := range []struct {
 		n    int
 		what string

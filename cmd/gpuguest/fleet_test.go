@@ -27,6 +27,7 @@ import (
 	"gpuguest/internal/guest"
 	"gpuguest/internal/guest/guesttest"
 	"gpuguest/internal/plan"
+	"gpuguest/internal/report"
 	"gpuguest/internal/sh"
 	"gpuguest/steps"
 )
@@ -262,7 +263,7 @@ func TestTwentyGuestsWithFaultsAmongThem(t *testing.T) {
 			t.Errorf("standard error lacks %q", want)
 		}
 	}
-	for _, want := range []string{"20 guests: 16 done, 4 failed", "slowest: ", "\ng16 ", "g16: hint: "} {
+	for _, want := range []string{"20 guests: 16 done, 4 failed", "slowest: ", "\ng16 ", "g16: in the guest: the disk filled up", "do: Free space"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the summary lacks %q", want)
 		}
@@ -367,7 +368,7 @@ func TestMaxFailuresAndTheWorstCode(t *testing.T) {
 	}
 	var codes []outcome
 	for _, err := range []error{fmt.Errorf("x: %w", guest.ErrHeld), fmt.Errorf("x: %w", guest.ErrUnreachable), nil} {
-		codes = append(codes, outcome{err: err})
+		codes = append(codes, outcome{report.Guest{Exit: exitCode(err)}, err})
 	}
 	if got := exitCode(newFleetError(codes)); got != exitUnreachable {
 		t.Errorf("worst of held and unreachable: %d", got)
@@ -391,7 +392,7 @@ func TestConvergedGuestsByInstallAndVerify(t *testing.T) {
 	for _, command := range []string{"install", "verify"} {
 		var out, errs bytes.Buffer
 		code := run(t.Context(), []string{command, "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--json"}, console{in: strings.NewReader(""), out: &out, err: &errs})
-		var doc fleetReport
+		var doc report.Document
 		if err := json.Unmarshal(out.Bytes(), &doc); err != nil || code != exitDone || len(doc.Guests) != 3 {
 			t.Fatalf("%s: exit %d, %v\n%s\n%s", command, code, err, &out, &errs)
 		}

@@ -14,6 +14,7 @@ import (
 	"gpuguest/internal/engine"
 	"gpuguest/internal/fleet"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/report"
 )
 
 // fleetUI shows a batch: one bar with the counts where there is a terminal, and a line for each guest as it ends.
@@ -53,7 +54,7 @@ func newFleetUI(w io.Writer, guests int) *fleetUI {
 // start begins to show; close ends it.
 func (u *fleetUI) start() {
 	u.mu.Lock()
-	u.bar, u.width = newBar(u.w, u.counts.all, "reaching "+plural(u.counts.all, "guest"))
+	u.bar, u.width = newBar(u.w, u.counts.all, "reaching "+report.Count(u.counts.all, "guest"))
 	u.since = time.Now()
 	u.spoke = u.since
 	u.mu.Unlock()
@@ -97,7 +98,7 @@ func (u *fleetUI) longest() string {
 	if oldest == nil {
 		return ""
 	}
-	return fmt.Sprintf(", %d at work; %s: %s for %s", len(u.work), oldest.name, oldest.step, seconds(time.Since(oldest.since).Seconds()))
+	return fmt.Sprintf(", %d at work; %s: %s for %s", len(u.work), oldest.name, oldest.step, report.Seconds(time.Since(oldest.since).Seconds()))
 }
 
 func (u *fleetUI) draw() {
@@ -170,12 +171,12 @@ func (u *fleetUI) begin(name string) func(engine.Event) {
 func (u *fleetUI) end(o outcome) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	delete(u.work, o.report.Host)
+	delete(u.work, o.Host)
 	u.counts.add(o)
 	var left *fleet.NotStartedError
 	if !errors.As(o.err, &left) {
-		r := o.report
-		u.say(strings.Join(slices.DeleteFunc([]string{r.Host + ": " + word(o), driver(r), reboots(r), why(o), seconds(r.Seconds)}, func(s string) bool { return s == "" }), ", "))
+		r := o.Report
+		u.say(strings.Join(slices.DeleteFunc([]string{r.Host + ": " + word(o), driver(r), reboots(r), why(o), report.Seconds(r.Seconds)}, func(s string) bool { return s == "" }), ", "))
 	}
 	u.draw()
 }
@@ -205,7 +206,7 @@ func reboots(r engine.Report) string {
 	if r.Reboots == 0 {
 		return ""
 	}
-	return plural(r.Reboots, "reboot")
+	return report.Count(r.Reboots, "reboot")
 }
 
 // why is the first line of a guest's error, without the guest's name.
@@ -213,11 +214,12 @@ func why(o outcome) string {
 	if o.err == nil {
 		return ""
 	}
-	text := strings.TrimPrefix(o.err.Error(), o.report.Host+": ")
-	if t, err := guest.ParseTarget(o.report.Host); err == nil {
+	text := strings.TrimPrefix(o.err.Error(), o.Host+": ")
+	if t, err := guest.ParseTarget(o.Host); err == nil {
 		text = strings.TrimPrefix(text, t.Host+": ")
 	}
-	return firstLine(text)
+	line, _, _ := strings.Cut(text, "\n")
+	return line
 }
 
 // How much of a batch is shown: a line for each guest up to so many, beyond that for those that failed; and as many
@@ -227,7 +229,7 @@ const (
 	slowestEach = 3
 )
 
-// printFleet writes the summary: a table, the failed with what to do, the slowest, the counts.
+// printFleet writes the summary: a table, the causes of failures with what to do, the slowest, the counts.
 func printFleet(w io.Writer, outcomes []outcome) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	shown := 0
@@ -238,26 +240,35 @@ func printFleet(w io.Writer, outcomes []outcome) error {
 		if shown++; shown == 1 {
 			fmt.Fprintln(tab, "guest\tresult\tdriver\treboots\ttime\twhy")
 		}
-		r := o.report
-		fmt.Fprintf(tab, "%s\t%s\t%s\t%d\t%s\t%s\n", r.Host, word(o), strings.TrimSpace(r.Driver+" "+r.Flavor), r.Reboots, seconds(r.Seconds), printable(cut(why(o), 120)))
+		r := o.Report
+		fmt.Fprintf(tab, "%s\t%s\t%s\t%d\t%s\t%s\n", r.Host, word(o), strings.TrimSpace(r.Driver+" "+r.Flavor), r.Reboots, report.Seconds(r.Seconds), printable(cut(why(o), 120)))
 	}
 	if err := tab.Flush(); err != nil {
 		return err
 	}
-	told := make(map[string]bool)
+	var failed []report.Guest
 	for _, o := range outcomes {
 		var left *fleet.NotStartedError
-		if h := hint(o.err); o.err != nil && h != "" && !told[h] && !errors.As(o.err, &left) {
-			told[h] = true
-			fmt.Fprintf(w, "%s: hint: %s\n", o.report.Host, printable(h))
+		if o.err != nil && !errors.As(o.err, &left) {
+			failed = append(failed, o.Guest)
 		}
 	}
-	bySpeed := slices.DeleteFunc(slices.Clone(outcomes), func(o outcome) bool { return o.report.Seconds == 0 })
-	slices.SortStableFunc(bySpeed, func(a, b outcome) int { return cmp.Compare(b.report.Seconds, a.report.Seconds) })
+	for i, group := range report.Groups(failed) {
+		names := group.Guests[0].Host
+		if more := len(group.Guests) - 1; more > 0 {
+			names += fmt.Sprintf(" and %d more", more)
+		}
+		fmt.Fprintf(w, "%d. %s: %s\n", i+1, names, printable(group.Title()))
+		if group.Remedy != "" {
+			fmt.Fprintf(w, "   do: %s\n", printable(group.Remedy))
+		}
+	}
+	bySpeed := slices.DeleteFunc(slices.Clone(outcomes), func(o outcome) bool { return o.Seconds == 0 })
+	slices.SortStableFunc(bySpeed, func(a, b outcome) int { return cmp.Compare(b.Seconds, a.Seconds) })
 	if len(bySpeed) > slowestEach {
 		var names []string
 		for _, o := range bySpeed[:slowestEach] {
-			names = append(names, fmt.Sprintf("%s %s", o.report.Host, seconds(o.report.Seconds)))
+			names = append(names, fmt.Sprintf("%s %s", o.Host, report.Seconds(o.Seconds)))
 		}
 		fmt.Fprintf(w, "slowest: %s\n", strings.Join(names, ", "))
 	}

@@ -20,6 +20,8 @@ var layers = []string{
 	"gpuguest/internal/catalog",
 	"gpuguest/internal/diagnosis",
 	"gpuguest/internal/hypervisor",
+	"gpuguest/internal/cuda",
+	"gpuguest/internal/smi",
 	"gpuguest/distros",
 	"gpuguest/internal/choice",
 	"gpuguest/steps",
@@ -28,11 +30,12 @@ var layers = []string{
 	"gpuguest/internal/engine",
 	"gpuguest/internal/inventory",
 	"gpuguest/internal/fleet",
+	"gpuguest/internal/report",
 	"gpuguest/cmd/gpuguest",
 }
 
 // pure packages are functions from values to values: the same input, the same plan.
-var pure = []string{"gpuguest/internal/hypervisor", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/steps", "gpuguest/internal/plan"}
+var pure = []string{"gpuguest/internal/hypervisor", "gpuguest/internal/cuda", "gpuguest/internal/smi", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/steps", "gpuguest/internal/plan"}
 
 var impure = []string{"os", "os/exec", "net", "net/http", "gpuguest/internal/guest", "gpuguest/internal/engine"}
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +18,7 @@ import (
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
+	"gpuguest/internal/report"
 	"gpuguest/steps"
 )
 
@@ -61,6 +61,7 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 		Example: `  gpuguest install --host vm:5022
   gpuguest install --host root@vm --driver 580 --flavor open
   gpuguest install --host vm --kernel-arg pci=realloc
+  gpuguest install --host vm --html vm.html --junit vm.xml
   gpuguest install --host image-builder --no-gpu --device 10de:1eb8 --reboot never`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -89,6 +90,7 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 	a.addReach(c)
 	addWant(c, &w)
 	b.add(c)
+	a.files.add(c)
 	c.Flags().StringVar(&keyring, "keyring", "", "NVIDIA's keyring package, `FILE`: send it instead of having the guest fetch it")
 	return c
 }
@@ -112,6 +114,9 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	if err := b.check(); err != nil {
 		return err
 	}
+	if err := a.files.check(); err != nil {
+		return err
+	}
 	if _, err := a.guestConfig(); err != nil {
 		return err
 	}
@@ -129,18 +134,9 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	}
 	ui := newUI(a.err, a.host)
 	cfg.Tell = ui.tell
-	report, err := engine.Run(ctx, cfg)
+	result, err := engine.Run(ctx, cfg)
 	ui.close()
-	if a.json {
-		if jerr := a.writeJSON(report); err == nil {
-			err = jerr
-		}
-		return err
-	}
-	if perr := printReport(a.out, report); err == nil {
-		err = perr
-	}
-	return err
+	return a.tellResult(report.New(result, exitCode(err), time.Now()), err)
 }
 
 // dialer asks for each secret once and dials again with it.
@@ -212,47 +208,4 @@ func (a *app) openLog(job string) (io.WriteCloser, error) {
 		return nil, err
 	}
 	return os.OpenFile(filepath.Join(dir, job+".log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-}
-
-// printReport writes what a person reads in ten seconds.
-func printReport(w io.Writer, r engine.Report) error {
-	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if r.Distro != "" {
-		fmt.Fprintf(tab, "%s: %s, kernel %s\n", r.Host, r.Distro, r.Kernel)
-	}
-	for _, g := range r.GPUs {
-		fmt.Fprintf(tab, "  GPU %s\n", g)
-	}
-	tab.Flush()
-	for _, warning := range r.Warnings {
-		fmt.Fprintf(w, "  ! %s\n", warning)
-	}
-	for _, s := range r.Steps {
-		detail := firstLine(s.Detail)
-		if s.State == engine.Failed {
-			detail = ""
-		}
-		fmt.Fprintf(tab, "  %s\t%s\t%s\n", mark(s.State), s.ID, detail)
-	}
-	tab.Flush()
-	if len(r.Steps) > 0 {
-		fmt.Fprintf(w, "%s: %s", r.Host, r.Result)
-		if r.Driver != "" {
-			fmt.Fprintf(w, ", driver %s %s", r.Driver, r.Flavor)
-		}
-		fmt.Fprintf(w, ", %s, %d commands over %s in %s\n", plural(r.Reboots, "reboot"), r.Execs, plural(r.Connections, "connection"), seconds(r.Seconds))
-	}
-	return nil
-}
-
-func mark(state string) string {
-	switch state {
-	case engine.Met:
-		return "ok"
-	case engine.Changed:
-		return "changed"
-	case engine.Failed:
-		return "FAILED"
-	}
-	return state
 }

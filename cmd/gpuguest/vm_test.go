@@ -211,6 +211,12 @@ func TestVMInstallAndBack(t *testing.T) {
 	if d := detail(r, "verify-smi"); !strings.Contains(d, "580.") || !strings.Contains(d, "Enabled") {
 		t.Errorf("nvidia-smi said %q", d)
 	}
+	if d := detail(r, "verify-cuda"); !strings.Contains(d, "GPU 0 NVIDIA GeForce GTX 1050 Ti (0001:00:00.0): kernel ok, ") {
+		t.Errorf("the CUDA probe said %q", d)
+	}
+	if made := g.shell("ls /var/lib/gpuguest"); !strings.Contains(made, "cuda-probe-") {
+		t.Errorf("install left no probe: %s", made)
+	}
 	if overhead := r.Seconds - r.GuestTime; overhead > 0.03*r.Seconds {
 		t.Logf("%.1f s of %.1f s were neither the guest's work nor its booting", overhead, r.Seconds)
 	}
@@ -231,6 +237,9 @@ func TestVMInstallAndBack(t *testing.T) {
 	r, code = g.run("uninstall")
 	if code != exitDone {
 		t.Fatalf("uninstall: exit %d, error %+v", code, r.Error)
+	}
+	if left := g.shell("ls /var/lib/gpuguest"); strings.Contains(left, "cuda-probe") {
+		t.Errorf("the probe is left: %s", left)
 	}
 	if is := g.snapshot(); is != was {
 		t.Errorf("the guest is not what it was:\n%s", lineDiff(was, is))

@@ -70,6 +70,7 @@ var rows = []row{
 	{"reboot", false, reboots},
 	{"upload", false, uploads},
 	{"fleet", false, fleets},
+	{"page", false, pages},
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
@@ -147,7 +148,7 @@ func choose(names string) ([]row, error) {
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, ansible, reboot, upload and fleet", name)
+			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, ansible, reboot, upload, fleet and page", name)
 		}
 		chosen = append(chosen, rows[i])
 	}

@@ -93,7 +93,7 @@ const (
 // Run brings the guest to what the plan says. The report is filled as far as the run came, also when it
 // fails. Errors are those of guest, of Config.Plan, a *StepError, ErrBootLoop or ErrDetached.
 func Run(ctx context.Context, c Config) (Report, error) {
-	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int)}
+	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int), data: make(map[steps.ID]string)}
 	r.report.Host = c.Host
 	err := r.converge(ctx)
 	if r.conn != nil {
@@ -139,10 +139,11 @@ type run struct {
 	report  Report
 	began   time.Time
 	inGuest time.Duration
-	boots   string           // the kernel that the last reboot was to start, "" none asked for yet
-	kept    int              // raw logs written
-	warned  []string         // what steps warned of, in this run
-	changes map[steps.ID]int // how often a step had to be brought about
+	boots   string              // the kernel that the last reboot was to start, "" none asked for yet
+	kept    int                 // raw logs written
+	warned  []string            // what steps warned of, in this run
+	changes map[steps.ID]int    // how often a step had to be brought about
+	data    map[steps.ID]string // what the last look at a step found for programs, as JSON
 }
 
 // quietAfter is how long a step may print nothing before the user is told what it is at. Building an
@@ -286,6 +287,10 @@ func (r *run) release() {
 	}
 }
 
+// checkTime is how long all checks together may take. Most take milliseconds; NVIDIA's own programs, where they
+// are asked for, have deadlines of up to ten minutes each.
+const checkTime = 30 * time.Minute
+
 // Check asks every item's check in one command and changes nothing. It returns what each said, by step, and
 // the guest's whole answer.
 func Check(ctx context.Context, conn *guest.Conn, d distros.Distro, items []plan.Item) (map[steps.ID]plan.Outcome, []byte, error) {
@@ -293,11 +298,11 @@ func Check(ctx context.Context, conn *guest.Conn, d distros.Distro, items []plan
 	if err != nil {
 		return nil, nil, err
 	}
-	res, err := conn.Run(ctx, guest.Command{Script: plan.Checks(d, items, nonce), Timeout: 10 * time.Minute})
+	res, err := conn.Run(ctx, guest.Command{Script: plan.Checks(d, items, nonce), Timeout: checkTime})
 	if err != nil {
 		return nil, nil, err
 	}
-	return plan.ParseChecks(string(res.Stdout), nonce), res.Stdout, nil
+	return plan.Judge(items, plan.ParseChecks(string(res.Stdout), nonce)), res.Stdout, nil
 }
 
 func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
@@ -306,6 +311,9 @@ func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.O
 	r.inGuest += time.Since(began)
 	if err != nil {
 		return nil, err
+	}
+	for id, o := range outcomes {
+		r.data[id] = o.Data
 	}
 	return outcomes, r.keep("checks", raw)
 }
@@ -481,7 +489,7 @@ func (r *run) failed(i, of int, it plan.Item, what, text string) error {
 
 // note records what became of a step, replacing what an earlier pass said of it.
 func (r *run) note(i, of int, it plan.Item, state, detail string, took time.Duration) {
-	s := StepReport{ID: it.ID, Title: it.Title, State: state, Detail: detail, Seconds: took.Seconds()}
+	s := StepReport{ID: it.ID, Title: it.Title, State: state, Detail: detail, Data: json.RawMessage(r.data[it.ID]), Seconds: took.Seconds()}
 	for n, old := range r.report.Steps {
 		if old.ID != it.ID {
 			continue
@@ -566,11 +574,7 @@ func (r *run) describe() {
 	r.report.Driver, r.report.Warnings = f.Driver.Loaded, slices.Concat(c.Warnings, r.warned)
 	r.report.GPUs = nil
 	for _, g := range c.GPUs {
-		name := g.Name
-		if name == "" {
-			name = "unknown GPU"
-		}
-		r.report.GPUs = append(r.report.GPUs, fmt.Sprintf("%s %s (%s)", g.Address, name, g.ID))
+		r.report.GPUs = append(r.report.GPUs, g.Title())
 	}
 	r.report.Owed = Owed(r.journal, f.BootID)
 }

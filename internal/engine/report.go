@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -44,6 +45,10 @@ type StepReport struct {
 	State   string   `json:"state"`
 	Detail  string   `json:"detail,omitempty"`
 	Seconds float64  `json:"seconds,omitempty"`
+
+	// Data is what the step found, for programs: of verify-cuda and of NVIDIA's own programs a cuda.Report, of
+	// verify-smi an smi.Log.
+	Data json.RawMessage `json:"data,omitempty"`
 }
 
 // Problem is an error as JSON.

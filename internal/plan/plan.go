@@ -6,6 +6,7 @@ package plan
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 
 	"gpuguest/distros"
@@ -35,6 +36,9 @@ type Item struct {
 	Replan  bool            // once it was brought about, the plan is made anew
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Hint    string
+
+	// Read turns what the check printed behind steps.DataMark into what reports carry; see steps.Step.Read.
+	Read func(data string) (report json.RawMessage, why string)
 }
 
 // Refusal says why a plan cannot be carried out in this guest. Nothing was changed when it is returned.
@@ -82,6 +86,9 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		}
 		if s.AtBoot != nil {
 			item.AtBoot = s.AtBoot(in)
+		}
+		if s.Read != nil {
+			item.Read = func(data string) (json.RawMessage, string) { return s.Read(in, data) }
 		}
 		if s.Fresh {
 			fresh.Items = append(fresh.Items, item)
