@@ -34,7 +34,7 @@ type bootFlags struct {
 func (b *bootFlags) add(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&b.reboot, "reboot", choice.RebootIfNeeded, "when to reboot the guest, `WHEN`: if-needed, never or always")
-	f.IntVar(&b.maxReboots, "max-reboots", 3, "`N` reboots in one run; one more is an error")
+	f.IntVar(&b.maxReboots, "max-reboots", 5, "`N` reboots in one run; one more is an error, and no remedy is tried that could take one more")
 	f.DurationVar(&b.rebootTimeout, "reboot-timeout", 10*time.Minute, "how long the guest may take to come back")
 	f.StringVar(&b.powerCycle, "power-cycle-cmd", "", "`COMMAND` run here when the guest does not come back from a reboot")
 	f.DurationVar(&b.busyWait, "busy-wait", 75*time.Second, "how long to wait while another gpuguest works on the guest")
@@ -52,12 +52,17 @@ func newInstall(a *app) *cobra.Command {
 	var w choice.Want
 	var b bootFlags
 	var keyring string
+	var noFix bool
 	c := &cobra.Command{
 		Use:   "install --host GUEST",
 		Short: "Install and verify the NVIDIA driver in a guest",
 		Long: `Install the NVIDIA driver in a guest, reboot it when something that was changed needs that, and prove
 that the driver works. What is done already is left alone, so the same command may be run again at any
-time: after it succeeded it changes nothing, after it failed or was cut off it goes on.`,
+time: after it succeeded it changes nothing, after it failed or was cut off it goes on.
+
+When a proof fails for a cause that gpuguest knows and can do something about safely, it does: it tries the
+remedy, reboots if that takes it, looks again, keeps what helped and takes back what did not. "gpuguest plan"
+says what it would try; --no-fix switches it off.`,
 		Example: `  gpuguest install --host vm:5022
   gpuguest install --host root@vm --driver 580 --flavor open
   gpuguest install --host vm --kernel-arg pci=realloc
@@ -70,13 +75,13 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 			}
 			w = settle(w)
 			w.Reboot = b.reboot
-			files := make(map[string]string)
-			if keyring != "" {
-				sum, err := once(a.member, "SHA-256 of "+keyring, func() (string, error) { return sha256File(keyring) })
-				if err != nil {
-					return err
-				}
-				files[sum], w.KeyringSent = keyring, true
+			files, err := a.keyringFile(keyring, &w)
+			if err != nil {
+				return err
+			}
+			policy := engine.SafeRemedies
+			if noFix {
+				policy = engine.NoRemedies
 			}
 			return a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
 				in, err := plan.Input(f, w)
@@ -84,15 +89,34 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 					return plan.Plan{}, err
 				}
 				return plan.Build(in, steps.Install())
-			})
+			}, mending(policy, &w))
 		},
 	}
 	a.addReach(c)
 	addWant(c, &w)
 	b.add(c)
 	a.files.add(c)
-	c.Flags().StringVar(&keyring, "keyring", "", "NVIDIA's keyring package, `FILE`: send it instead of having the guest fetch it")
+	addKeyring(c, &keyring)
+	c.Flags().BoolVar(&noFix, "no-fix", false, "when a proof fails, say why and try no remedy")
 	return c
+}
+
+func addKeyring(c *cobra.Command, keyring *string) {
+	c.Flags().StringVar(keyring, "keyring", "", "NVIDIA's keyring package, `FILE`: send it instead of having the guest fetch it")
+}
+
+// keyringFile returns the files that the plan may send, by SHA-256, and tells w of the keyring.
+func (a *app) keyringFile(name string, w *choice.Want) (map[string]string, error) {
+	files := make(map[string]string)
+	if name == "" {
+		return files, nil
+	}
+	sum, err := once(a.member, "SHA-256 of "+name, func() (string, error) { return sha256File(name) })
+	if err != nil {
+		return nil, err
+	}
+	files[sum], w.KeyringSent = name, true
+	return files, nil
 }
 
 func sha256File(name string) (string, error) {
@@ -110,7 +134,7 @@ func sha256File(name string) (string, error) {
 
 // converge brings the guest to what makePlan says and prints the report. files are those that the plan
 // may send, by SHA-256.
-func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error)) error {
+func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error), tune ...func(*engine.Config)) error {
 	if err := b.check(); err != nil {
 		return err
 	}
@@ -121,13 +145,16 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 		return err
 	}
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Hint: knownCause,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Hint: knownCause, Advice: advice,
 		Owner: owner(), LockWait: b.busyWait,
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: a.powerCycle(b.powerCycle),
 		Patience: 5 * time.Minute,
 	}
 	if a.logDir != "" {
 		cfg.Logs = a.openLog
+	}
+	for _, f := range tune {
+		f(&cfg)
 	}
 	if a.member != nil {
 		return a.member.run(ctx, cfg)

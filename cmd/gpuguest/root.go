@@ -80,6 +80,11 @@ func (a *app) complain(err error) {
 	if h := hint(err); h != "" {
 		fmt.Fprintf(a.err, "gpuguest: hint: %s\n", h)
 	}
+	if step != nil {
+		for _, line := range step.Advice {
+			fmt.Fprintf(a.err, "  %s\n", line)
+		}
+	}
 	if a.json && !a.reported {
 		problem := engine.Problem{Message: err.Error(), Hint: hint(err)}
 		_ = json.NewEncoder(a.out).Encode(map[string]any{"result": "failed", "host": a.host, "error": problem})
@@ -115,7 +120,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newReport(a), newHypervisor(a), newVersion(a),
+		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}

@@ -112,6 +112,9 @@ func (a *app) printStatus(s status) error {
 		if r.Reason != "" {
 			what = r.Reason
 		}
+		if r.Remedy != "" {
+			what = r.Remedy + " for " + r.Cause
+		}
 		if r.Exit != 0 {
 			what += fmt.Sprintf(" (exit %d)", r.Exit)
 		}

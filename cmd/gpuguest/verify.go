@@ -76,20 +76,26 @@ that boot. uninstall takes the unit back.`,
 // installed is what verify holds the guest against: the plan that the journal tells of, else the driver
 // that is there.
 func installed(f facts.Facts, w choice.Want) (steps.Input, error) {
-	records, _ := engine.ParseJournal(f.State.Journal)
-	for _, r := range records {
-		if r.Step == "driver" && r.Event == "end" {
-			w = planned(w, r)
-		}
-		if r.Event == "uninstalled" {
-			w.Driver = ""
-		}
-	}
-	in, err := plan.Installed(f, w)
+	in, err := plan.Installed(f, asPlanned(f, w))
 	if err != nil {
 		return in, fmt.Errorf("verify: %w", err)
 	}
 	return in, nil
+}
+
+// asPlanned fills what the user left open with what the journal says was planned for the driver in the guest.
+func asPlanned(f facts.Facts, w choice.Want) choice.Want {
+	records, _ := engine.ParseJournal(f.State.Journal)
+	var last engine.Record
+	for _, r := range records {
+		switch {
+		case r.Step == "driver" && r.Event == "end":
+			last = r
+		case r.Event == "uninstalled":
+			last = engine.Record{}
+		}
+	}
+	return planned(w, last)
 }
 
 // planned fills what the user left open with what the journal says was planned.

@@ -40,6 +40,10 @@ type Want struct {
 	KeyringSent   bool     // the keyring package is sent by the client and not fetched by the guest
 	KernelArgs    []string // extra kernel arguments
 	DropArgs      []string // extra kernel arguments of an earlier run that are to go
+	ModuleOptions []string // options of kernel modules, "nvidia_uvm uvm_disable_hmm=1"
+	DropOptions   []string // such options of an earlier run that are to go
+	Firmware      bool     // the initramfs carries the GSP firmware
+	DropFirmware  bool     // the initramfs is no longer given it
 	HoldKernel    bool
 	NoGPU         bool     // the guest has no GPU: prove what can be proved
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"

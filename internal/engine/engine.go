@@ -22,9 +22,11 @@ import (
 	"gpuguest/assets"
 	"gpuguest/distros"
 	"gpuguest/internal/action"
+	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
+	"gpuguest/internal/remedy"
 	"gpuguest/internal/sh"
 	"gpuguest/steps"
 )
@@ -53,6 +55,12 @@ type Config struct {
 	SendTurn func(context.Context) (func(), error)
 
 	Patience time.Duration // how long a lost connection is dialled again
+
+	Remedies Remedies                                                        // which may be tried when a step fails
+	Against  func(remedy.Remedy, facts.Facts) string                         // what the user's own words say against one, "" nothing; nil: nothing does
+	First    []diagnosis.Verdict                                             // what a diagnosis before the run found, ranked: its remedies are tried first
+	Look     func(context.Context, *guest.Conn) ([]diagnosis.Verdict, error) // what such a diagnosis finds now; nil: nothing
+	Advice   func(diagnosis.Verdict, facts.Facts) []string                   // lines that say exactly what to change where gpuguest cannot; nil: none
 }
 
 // Event is one moment of a run, for whoever shows it.
@@ -93,8 +101,8 @@ const (
 // Run brings the guest to what the plan says. The report is filled as far as the run came, also when it
 // fails. Errors are those of guest, of Config.Plan, a *StepError, ErrBootLoop or ErrDetached.
 func Run(ctx context.Context, c Config) (Report, error) {
-	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int), data: make(map[steps.ID]string)}
-	r.report.Host = c.Host
+	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int), data: make(map[steps.ID]string), redone: make(map[string]bool)}
+	r.report.Host, r.report.Found = c.Host, c.First
 	err := r.converge(ctx)
 	if r.conn != nil {
 		r.report.Execs += r.conn.Execs()
@@ -104,6 +112,7 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	r.report.Seconds = time.Since(r.began).Seconds()
 	r.report.GuestTime = r.inGuest.Seconds()
 	r.report.Result = "done"
+	r.conclude(err)
 	if err != nil {
 		r.report.Result = "failed"
 		r.report.Error = problem(err)
@@ -121,6 +130,7 @@ func problem(err error) *Problem {
 	}
 	if s, ok := errors.AsType[*StepError](err); ok {
 		p.Step, p.Hint, p.Tail = s.Step, s.Hint, s.Tail
+		p.Verdict, p.Tried, p.Advice = s.Verdict, s.Tried, s.Advice
 	}
 	if s, ok := errors.AsType[*plan.Refusal](err); ok {
 		p.Step, p.Hint = s.Step, s.Hint
@@ -142,8 +152,10 @@ type run struct {
 	boots   string              // the kernel that the last reboot was to start, "" none asked for yet
 	kept    int                 // raw logs written
 	warned  []string            // what steps warned of, in this run
-	changes map[steps.ID]int    // how often a step had to be brought about
+	changes map[steps.ID]int    // how often a step had to be brought about since a remedy was last tried
 	data    map[steps.ID]string // what the last look at a step found for programs, as JSON
+	left    *diagnosis.Verdict  // what the diagnosis began with and no remedy helped
+	redone  map[string]bool     // verdicts for which the run went back to the step that sees to them
 }
 
 // quietAfter is how long a step may print nothing before the user is told what it is at. Building an
@@ -164,6 +176,11 @@ func (r *run) converge(ctx context.Context) error {
 	lost := 0
 	for {
 		v, err := r.pass(ctx)
+		if failed, ok := errors.AsType[*StepError](err); ok {
+			v, err = r.cure(ctx, failed)
+		} else if err == nil && v == done {
+			v, err = r.settle(ctx)
+		}
 		switch {
 		case errors.Is(err, guest.ErrDisconnected) && ctx.Err() == nil && lost < 20:
 			lost++
@@ -174,7 +191,7 @@ func (r *run) converge(ctx context.Context) error {
 		case err != nil:
 			return err
 		case v == done:
-			return nil
+			return r.symptom()
 		}
 	}
 }
@@ -188,6 +205,11 @@ func (r *run) pass(ctx context.Context) (verdict, error) {
 			Hint: "look at the bootloader's default entry; gpuguest built the driver for " + r.boots}
 	}
 	r.boots = ""
+	if r.First != nil {
+		if err := r.begin(ctx); err != nil {
+			return done, err
+		}
+	}
 	p, err := r.Plan(r.facts)
 	if err != nil {
 		return done, err
@@ -366,6 +388,9 @@ func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[step
 	if changed {
 		return again, nil
 	}
+	if err := r.takenBack(ctx); err != nil {
+		return done, err
+	}
 	for i, it := range items {
 		if !it.Fresh {
 			continue
@@ -474,12 +499,12 @@ func afterActions(text string) string {
 }
 
 func (r *run) failed(i, of int, it plan.Item, what, text string) error {
-	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh}
+	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh, text: what + "\n" + text}
 	if text != "" {
 		e.Tail = tail(text, 15)
 	}
 	if r.Hint != nil {
-		if h := r.Hint(what + "\n" + text); h != "" {
+		if h := r.Hint(e.text); h != "" {
 			e.Hint = h
 		}
 	}
@@ -585,12 +610,16 @@ func (r *run) tell(e Event) {
 	}
 }
 
-// record appends one record to the guest's journal.
-func (r *run) record(ctx context.Context, rec Record) error {
+// write appends one record to the guest's journal; the guest fills in time and boot.
+func (r *run) write(ctx context.Context, rec Record) error {
 	text, err := json.Marshal(struct {
-		Event  string `json:"event"`
-		Reason string `json:"reason,omitempty"`
-	}{rec.Event, rec.Reason})
+		Event  string   `json:"event"`
+		Step   steps.ID `json:"step,omitempty"`
+		Reason string   `json:"reason,omitempty"`
+		Remedy string   `json:"remedy,omitempty"`
+		Cause  string   `json:"cause,omitempty"`
+		With   string   `json:"with,omitempty"`
+	}{rec.Event, rec.Step, rec.Reason, rec.Remedy, rec.Cause, rec.With})
 	if err != nil {
 		return err
 	}

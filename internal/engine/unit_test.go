@@ -78,7 +78,7 @@ func TestTheUnitWritesWhatVerifyPrints(t *testing.T) {
 	for name, items := range map[string][]plan.Item{
 		"all met":        {says("one", `the "first"`, "fine", "0", ""), says("two", "it's the second", "", "0", "unused")},
 		"nasty output":   {says("one", "first", nasty, "0", "")},
-		"a failure":      {says("one", "first", "fine", "0", ""), says("two", "second", "it's broken\nNVRM: BAR1 is 0M @ 0x0 (PCI:0000:0a:00.0)", "1", "reboot it, \"now\"\\"), says("three", "third", "never told", "0", "")},
+		"a failure":      {says("one", "first", "fine", "0", ""), says("two", "second", "it's broken\na second line", "1", "reboot it, \"now\"\\"), says("three", "third", "never told", "0", "")},
 		"nasty failure":  {says("one", "first", nasty, "3", "")},
 		"silent failure": {says("one", "first", "", "1", "")},
 	} {

@@ -49,6 +49,9 @@ var goldens = []struct {
 	{"debian12-readonly", "debian12-readonly", choice.Want{}},
 	{"debian12-k80-and-l4", "debian12-k80-and-l4", choice.Want{}},
 	{"rocky9-l4", "rocky9-l4", choice.Want{}},
+	{"debian12-t4-remedies", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, Firmware: true, ModuleOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
+	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
+	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
 

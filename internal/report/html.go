@@ -76,6 +76,7 @@ type link struct {
 
 type pageFailure struct {
 	Title, Place, ID, Step, Evidence string
+	Tried, Advice                    string
 	Remedy                           template.HTML
 }
 
@@ -91,6 +92,7 @@ type row struct {
 	Also                         []also
 	Warnings                     []string
 	Facts                        string
+	Remedies                     []engine.RemedyReport
 	Steps                        []pageStep
 	Measured                     []pageGPU
 	GPUList                      []string
@@ -195,7 +197,7 @@ func enough(s string) string {
 }
 
 func shown(f Failure) pageFailure {
-	return pageFailure{Title: f.Cause, Place: Place(f.Where), ID: f.ID, Step: f.Step, Remedy: withCode(f.Remedy), Evidence: enough(f.Evidence)}
+	return pageFailure{Title: f.Cause, Place: Place(f.Where), ID: f.ID, Step: f.Step, Tried: f.Tried, Advice: f.Advice, Remedy: withCode(f.Remedy), Evidence: enough(f.Evidence)}
 }
 
 // withCode sets what a remedy has between backticks as code. The text is escaped first, so that nothing of it is
@@ -216,7 +218,7 @@ func newRow(i int, g Guest, alone bool) row {
 		Index: i, Host: g.Host, Outcome: g.Outcome(), OK: g.OK(), Open: alone,
 		Driver: strings.TrimSpace(g.Driver + " " + g.Flavor), Distro: strings.Replace(g.Distro, " GNU/Linux", "", 1), GPUs: models(g),
 		Seconds: Seconds(g.Seconds), SecondsValue: strconv.FormatFloat(g.Seconds, 'f', 1, 64),
-		Warnings: g.Warnings, GPUList: g.GPUs,
+		Warnings: g.Warnings, GPUList: g.GPUs, Remedies: g.Remedies,
 	}
 	if f, failed := g.Failure(); failed {
 		s := shown(f)

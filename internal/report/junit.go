@@ -79,6 +79,12 @@ func told(f Failure) string {
 	if f.Remedy != "" {
 		text += "\ndo: " + f.Remedy
 	}
+	if f.Tried != "" {
+		text += "\ntried, and taken back: " + f.Tried
+	}
+	if f.Advice != "" {
+		text += "\n" + f.Advice
+	}
 	return strings.TrimSpace(text)
 }
 

@@ -42,26 +42,27 @@ func verdicts(r engine.Report) []diagnosis.Verdict {
 	if r.Error == nil {
 		return nil
 	}
+	// What the run itself settled on knows what was tried; the text alone does not.
+	var all []diagnosis.Verdict
+	if r.Error.Verdict != nil {
+		all = append(all, *r.Error.Verdict)
+	}
 	text := r.Error.Message + "\n" + r.Error.Tail
 	for _, s := range r.Steps {
 		if s.State == engine.Failed && !strings.Contains(text, s.Detail) {
 			text = s.Detail + "\n" + text
 		}
 	}
-	first, known := diagnosis.Cause(text)
-	if !known {
-		return nil
+	if first, known := diagnosis.Cause(text); known && len(all) == 0 {
+		all = append(all, first)
 	}
 	// A reader over a string fails only on broken gzip, and what was read before that still counts.
 	rest, _ := diagnosis.Read("", strings.NewReader(text))
-	all := []diagnosis.Verdict{first}
 	for _, v := range diagnosis.Rank(rest) {
-		if v.Severity != diagnosis.Info && v.ID != first.ID {
+		if v.Severity != diagnosis.Info && (len(all) == 0 || v.ID != all[0].ID) {
+			v.Source, v.Line = cmp.Or(string(r.Error.Step), "error"), 0
 			all = append(all, v)
 		}
-	}
-	for i := range all {
-		all[i].Source, all[i].Line = cmp.Or(string(r.Error.Step), "error"), 0
 	}
 	return all
 }
@@ -102,6 +103,8 @@ type Failure struct {
 	Cause    string
 	Where    string // a place of diagnosis; "" unknown
 	Remedy   string // what to do next; "" unknown
+	Advice   string // lines that say what to change where gpuguest cannot, "" none
+	Tried    string // remedies that did not help and were taken back, "" none
 	Evidence string // what the guest said, lines
 }
 
@@ -113,7 +116,7 @@ func (g Guest) Failure() (Failure, bool) {
 	}
 	f := Failure{Cause: "the run ended without saying why"}
 	if e := g.Error; e != nil {
-		f.Step, f.Remedy = string(e.Step), e.Hint
+		f.Step, f.Remedy, f.Advice, f.Tried = string(e.Step), e.Hint, strings.Join(e.Advice, "\n"), strings.Join(e.Tried, ", ")
 		f.Cause, _, _ = strings.Cut(strings.TrimSpace(strings.TrimPrefix(strings.TrimPrefix(e.Message, name(g.Host)+": "), f.Step+": ")), "\n")
 		f.Evidence = evidence(g)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/engine"
 )
 
@@ -373,4 +374,37 @@ func FuzzRead(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestWhatARunTriedIsToldWithItsFailure is about a run whose remedies did not help: the verdict has moved to where
+// it must be put right, and the report goes by that and not by the text.
+func TestWhatARunTriedIsToldWithItsFailure(t *testing.T) {
+	r := constructed(t, "bar1-0m")[0].Report
+	r.Remedies = []engine.RemedyReport{{Remedy: "kernel-arg pci=realloc", Cause: "bar-zero", Result: engine.NoHelp}}
+	p := *r.Error
+	p.Verdict = &diagnosis.Verdict{ID: "bar-zero", Severity: diagnosis.Fatal, Where: diagnosis.Host, Cause: "no window", Remedy: "give the VM a larger one"}
+	p.Tried, p.Advice = []string{"kernel-arg pci=realloc"}, []string{"-global q35-pcihost.pci-hole64-size=64G"}
+	r.Error = &p
+	g := New(r, 5, made)
+	f, _ := g.Failure()
+	if f.Where != diagnosis.Host || f.Remedy != "give the VM a larger one" || f.Tried != "kernel-arg pci=realloc" {
+		t.Errorf("%+v", f)
+	}
+	var text bytes.Buffer
+	if err := Text(&text, []Guest{g}); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(text.String(), "did not help  kernel-arg pci=realloc  for bar-zero") {
+		t.Errorf("printed\n%s", text.String())
+	}
+	page := pageOf(t, []Guest{g})
+	for _, part := range []string{"on the host", "pci-hole64-size=64G", "Tried, and taken back: kernel-arg pci=realloc"} {
+		if !strings.Contains(page, part) {
+			t.Errorf("no %q on the page", part)
+		}
+	}
+	c := junitOf(t, []Guest{g}).children[0].children[2].children[0]
+	if !strings.Contains(c.text, "pci-hole64-size=64G") || !strings.Contains(c.attrs["message"], "on the host") {
+		t.Errorf("JUnit %+v", c)
+	}
 }

@@ -43,6 +43,9 @@ func one(w io.Writer, g Guest) {
 		}
 		fmt.Fprintf(tab, "  %s\t%s\t%s\n", mark(s.State), s.ID, detail)
 	}
+	for _, m := range g.Remedies {
+		fmt.Fprintf(tab, "  %s\t%s\tfor %s\n", m.Result, m.Remedy, m.Cause)
+	}
 	tab.Flush()
 	if len(g.Steps) > 0 {
 		fmt.Fprintf(w, "%s: %s", g.Host, g.Result)
