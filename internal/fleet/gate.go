@@ -32,7 +32,7 @@ const (
 	loginTrips = 8
 	// What processors took: quick is what they do for one guest, or twice that of the quickest; slow is far from the
 	// 20 s that a handshake may take.
-	quickLogin = 150 * time.Millisecond
+	quickLogin = 75 * time.Millisecond
 	slowLogin  = 4 * time.Second
 )
 
