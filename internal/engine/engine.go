@@ -56,6 +56,9 @@ type Config struct {
 
 	Patience time.Duration // how long a lost connection is dialled again
 
+	Recall   func() []byte // the facts that this guest gave when it was last seen, nil unknown; only speed depends on them
+	Remember func([]byte)  // keeps the facts of this run for the next; both nil: nothing is kept
+
 	Remedies Remedies                                                        // which may be tried when a step fails
 	Against  func(remedy.Remedy, facts.Facts) string                         // what the user's own words say against one, "" nothing; nil: nothing does
 	First    []diagnosis.Verdict                                             // what a diagnosis before the run found, ranked: its remedies are tried first
@@ -113,6 +116,9 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	r.report.GuestTime = r.inGuest.Seconds()
 	r.report.Result = "done"
 	r.conclude(err)
+	if err == nil && r.Remember != nil && !r.guessed {
+		r.Remember(r.raw)
+	}
 	if err != nil {
 		r.report.Result = "failed"
 		r.report.Error = problem(err)
@@ -149,6 +155,9 @@ type run struct {
 	report  Report
 	began   time.Time
 	inGuest time.Duration
+	raw     []byte              // the facts as the guest printed them
+	guess   *guess              // what was asked along with them
+	guessed bool                // the last guess was right
 	boots   string              // the kernel that the last reboot was to start, "" none asked for yet
 	kept    int                 // raw logs written
 	warned  []string            // what steps warned of, in this run
@@ -218,7 +227,7 @@ func (r *run) pass(ctx context.Context) (verdict, error) {
 	r.describe()
 	items := p.Items()
 	r.tell(Event{Kind: Planned, Of: len(items)})
-	outcomes, err := r.check(ctx, items)
+	outcomes, err := r.outcomes(ctx, items)
 	if err != nil {
 		return done, err
 	}
@@ -246,12 +255,14 @@ func (r *run) look(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("facts: %w", err)
 		}
-		r.facts = f
+		r.facts, r.raw = f, raw
 		r.journal, _ = ParseJournal(f.State.Journal)
 		open := slices.DeleteFunc(slices.Clone(f.State.Jobs), func(name string) bool { return gone[name] })
 		if len(open) == 0 {
 			return nil
 		}
+		// What was checked while a job of an earlier run was at work says nothing.
+		r.guess = nil
 		for _, name := range open {
 			r.tell(Event{Kind: Notice, Text: "following " + name + ", which an earlier run started"})
 			res, err := r.follow(ctx, name, 0, 0, "")
@@ -269,13 +280,23 @@ func (r *run) look(ctx context.Context) error {
 func (r *run) ask(ctx context.Context) ([]byte, error) {
 	began := time.Now()
 	defer func() { r.inGuest += time.Since(began) }()
+	r.guess = nil
 	if r.lease == nil {
-		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: assets.Facts})
+		script := assets.Facts
+		g := r.foresee()
+		if g != nil {
+			script = g.with(script)
+		}
+		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: script})
 		if err != nil {
 			return nil, err
 		}
 		r.lease = lease
-		return res.Stdout, r.keep("facts", res.Stdout)
+		out := res.Stdout
+		if g != nil {
+			out, r.guess = g.cut(out), g
+		}
+		return out, r.keep("facts", out)
 	}
 	res, err := r.conn.Run(ctx, guest.Command{Script: assets.Facts, Timeout: 5 * time.Minute})
 	if err != nil {
@@ -327,6 +348,19 @@ func Check(ctx context.Context, conn *guest.Conn, d distros.Distro, items []plan
 	return plan.Judge(items, plan.ParseChecks(string(res.Stdout), nonce)), res.Stdout, nil
 }
 
+// outcomes are the answers of all checks of the plan: those that came with the facts, when they were the right
+// ones, else the guest is asked.
+func (r *run) outcomes(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
+	g := r.guess
+	r.guess = nil
+	if !g.fits(r.plan) {
+		r.guessed = false
+		return r.check(ctx, items)
+	}
+	r.guessed = true
+	return r.told(plan.Judge(items, plan.ParseChecks(string(g.answer), g.nonce)), g.answer)
+}
+
 func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
 	began := time.Now()
 	outcomes, raw, err := Check(ctx, r.conn, r.plan.Distro, items)
@@ -334,6 +368,11 @@ func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.O
 	if err != nil {
 		return nil, err
 	}
+	return r.told(outcomes, raw)
+}
+
+// told keeps what the guest answered to the checks.
+func (r *run) told(outcomes map[steps.ID]plan.Outcome, raw []byte) (map[steps.ID]plan.Outcome, error) {
 	for id, o := range outcomes {
 		r.data[id] = o.Data
 	}
