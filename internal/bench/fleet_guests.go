@@ -142,22 +142,27 @@ var (
 
 func (p *pretendGuests) exec(ch ssh.Channel, command string) {
 	defer ch.Close()
-	var out strings.Builder
 	code := uint32(0)
-	if token := holdToken.FindString(command); token != "" {
+	var out strings.Builder
+	token, checks := holdToken.FindString(command), checkLine.FindAllStringSubmatch(command, -1)
+	if token != "" {
+		out.Write(p.facts)
+	}
+	// Of a guest that was seen before, the checks come along with the facts.
+	for _, m := range checks {
+		fmt.Fprintf(&out, "\n%s %s 0\n", m[1], m[2])
+	}
+	switch {
+	case token != "":
 		end := "\n" + token + " exit 0\n"
-		_, _ = ch.Write(p.facts)
-		_, _ = io.WriteString(ch, end)
+		_, _ = io.WriteString(ch, out.String()+end)
 		_, _ = io.WriteString(ch.Stderr(), end)
 		_, _ = io.Copy(io.Discard, ch) // the lock is held until the client lets go
-	} else if checks := checkLine.FindAllStringSubmatch(command, -1); len(checks) > 0 {
-		for _, m := range checks {
-			fmt.Fprintf(&out, "\n%s %s 0\n", m[1], m[2])
-		}
-	} else {
-		out.WriteString("a pretend guest runs nothing\n")
+	case len(checks) > 0:
+		_, _ = io.WriteString(ch, out.String())
+	default:
+		_, _ = io.WriteString(ch, "a pretend guest runs nothing\n")
 		code = 127
 	}
-	_, _ = io.WriteString(ch, out.String())
 	_, _ = ch.SendRequest("exit-status", false, binary.BigEndian.AppendUint32(nil, code))
 }
