@@ -42,6 +42,7 @@ func TestContainer(t *testing.T) {
 		{"refuse", testRefuse},
 		{"suites", testSuites},
 		{"methods", testMethods},
+		{"fleet", testFleet},
 		{"real driver", testRealDriver},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, w) })

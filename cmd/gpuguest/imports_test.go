@@ -31,6 +31,8 @@ var layers = []string{
 	"gpuguest/internal/plan",
 	"gpuguest/internal/guest",
 	"gpuguest/internal/engine",
+	"gpuguest/internal/inventory",
+	"gpuguest/internal/fleet",
 	"gpuguest/internal/report",
 	"gpuguest/cmd/gpuguest",
 }

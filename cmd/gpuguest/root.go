@@ -28,7 +28,8 @@ type console struct {
 
 // reach holds the flags that say how to reach a guest.
 type reach struct {
-	host         string
+	host         string   // the guest that is worked on; of several the first
+	hosts        []string // all that were given
 	port         int
 	user         string
 	identities   []string
@@ -44,6 +45,8 @@ type app struct {
 	reach
 	json   bool
 	logDir string
+	// member is what this app's guest has of its own as one of many; nil: it is the only one.
+	member *member
 	files  reportFiles
 	// reported: the command's JSON is written already, with its error in it.
 	reported bool
@@ -117,7 +120,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
+		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -131,7 +134,7 @@ connection it goes on where the guest is.`,
 // addReach adds the flags that say how to reach a guest.
 func (a *app) addReach(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&a.host, "host", "", "`GUEST` to work on: [user@]name[:port], or a Host of your ssh configuration")
+	f.Var(hostFlag{a}, "host", "`GUEST` to work on: [user@]name[:port], or a Host of your ssh configuration")
 	f.IntVarP(&a.port, "port", "p", 0, "SSH `PORT` (default: the ssh configuration's, else 22)")
 	f.StringVarP(&a.user, "user", "l", "", "`USER` to log in as (default: the ssh configuration's, else yours)")
 	f.StringArrayVarP(&a.identities, "identity", "i", nil, "private key `FILE`; may be given more than once")
@@ -146,6 +149,9 @@ func (a *app) addReach(c *cobra.Command) {
 func (a *app) guestConfig() (guest.Config, error) {
 	if a.host == "" {
 		return guest.Config{}, errors.New("--host is missing: which guest?")
+	}
+	if len(a.hosts) > 1 {
+		return guest.Config{}, errors.New("--host was given more than once, and this command works on one guest")
 	}
 	t, err := guest.ParseTarget(a.host)
 	if err != nil {
@@ -182,8 +188,29 @@ func (a *app) guestConfig() (guest.Config, error) {
 	if p, ok := os.LookupEnv("GPUGUEST_SUDO_PASSWORD"); ok {
 		c.SudoPassword = func(context.Context) ([]byte, error) { return []byte(p), nil }
 	}
+	if a.member != nil {
+		a.member.complete(&c, t)
+	}
 	return c, nil
 }
+
+// hostFlag is --host, which commands for many guests take more than once.
+type hostFlag struct{ a *app }
+
+func (h hostFlag) Set(s string) error {
+	h.a.hosts = append(h.a.hosts, s)
+	h.a.host = h.a.hosts[0]
+	return nil
+}
+
+func (h hostFlag) String() string {
+	if h.a == nil {
+		return ""
+	}
+	return h.a.host
+}
+
+func (h hostFlag) Type() string { return "string" }
 
 func (a *app) askSecret(in *os.File, prompt string) ([]byte, error) {
 	fmt.Fprint(a.err, prompt)
