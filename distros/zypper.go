@@ -62,8 +62,11 @@ func (z zypper) Downgrade(name, version string) string {
 func (z zypper) Hold(packages ...string) string {
 	return zypperRun + "addlock " + sh.Join(packages...)
 }
+
+// zypper leaves an empty file behind the last lock.
 func (z zypper) Unhold(packages ...string) string {
-	return zypperRun + "removelock " + sh.Join(packages...)
+	file := sh.Quote(z.root + "/etc/zypp/locks")
+	return lines(zypperRun+"removelock "+sh.Join(packages...), `[ -s `+file+` ] || rm -f `+file)
 }
 
 // zypper's locks are stanzas; the file is read and not zypper asked, which refreshes first.
