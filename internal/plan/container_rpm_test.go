@@ -176,7 +176,7 @@ cp "$src" "/usr/lib/modules/$3/extra/nvidia.ko"
 	plugin := plain("python3-dnf-plugin-versionlock", "4.3.1", "3.el9")
 	plugin.files = b.versionlock()
 	s582, s595, s589 := driverSet(t, b, "580.82.07", "el9"), driverSet(t, b, "595.71.05", "el9"), driverSet(t, b, "580.95.05", "el9")
-	toolkit := plain("nvidia-container-toolkit", "1.18.0", "1")
+	toolkit, older := plain("nvidia-container-toolkit", "1.18.0", "1"), plain("nvidia-container-toolkit", "1.17.0", "1")
 	t582, t595, t589 := driverSet(t, b, "580.82.07", "el10"), driverSet(t, b, "595.71.05", "el10"), driverSet(t, b, "580.95.05", "el10")
 	// SUSE's package has a number more in its release than the kernel has in its name, and provides the shorter.
 	sv, sr, _ := strings.Cut(suseKernel, "-")
@@ -196,14 +196,14 @@ cp "$src" "/usr/lib/modules/$3/extra/nvidia.ko"
 		{path: "epel", packages: []standIn{dkms}},
 		{path: "cuda/rhel9/x86_64", key: "D42D0685.pub", packages: append(slices.Concat(s582, s589, s595), toolkit),
 			streams: map[string][]standIn{"580-open": slices.Concat(s582, s589), "595-open": s595}},
-		{path: "cuda/rhel10/x86_64", key: "CDF6BA43.pub", packages: append(slices.Concat(t582, t589, t595), toolkit)},
+		{path: "cuda/rhel10/x86_64", key: "CDF6BA43.pub", packages: append(slices.Concat(t582, t589, t595), toolkit, older)},
 		{path: "suse", packages: []standIn{plain("gcc", "7", "1"), plain("make", "4.2", "1"), suseDevel,
 			kmp("nvidia-open-driver-G06-signed-cuda-kmp-default", "580.82.07_k6.4.0_150600.23.47", "150600.3.63.1")}},
 		{path: "cuda/sles15/x86_64", key: "D42D0685.pub", packages: []standIn{
 			kmp("nvidia-open-driver-G06-kmp-default", "580.95.05", "1"),
 			x("nvidia-open-580", "580.95.05", "nvidia-open-driver-G06-kmp-default = 580.95.05", "nvidia-compute-utils-G06 = 580.95.05"),
 			x("nvidia-compute-utils-G06", "580.82.07"), x("nvidia-compute-utils-G06", "580.95.05"), x("nvidia-compute-utils-G06", "595.71.05"),
-			x("nvidia-persistenced", "580.95.05"),
+			x("nvidia-persistenced", "580.95.05"), x("nvidia-persistenced", "580.82.07"),
 		}},
 	}
 }
@@ -606,6 +606,21 @@ func testVersionLocks(t *testing.T, w *rpmWorld) {
 	if got := g.must("rpm -q --qf '%{VERSION}\n' nvidia-driver-cuda"); got != "580.82.07\n" {
 		t.Errorf("the exact version is %s", got)
 	}
+	g.takesBack(p, "nvidia-container-toolkit", "1.18.0", "1.17.0-1")
+}
+
+// takesBack has a package brought to an older version, as uninstall does with those that gpuguest's work moved on.
+func (g *rpmGuest) takesBack(p Plan, name, newest, older string) {
+	g.t.Helper()
+	m := p.Distro.Packages
+	g.must("( set -eu\n" + m.Install(name) + "\n)")
+	if got := g.must("rpm -q --qf '%{VERSION}' " + name); got != newest {
+		g.t.Errorf("installed is %s", got)
+	}
+	g.must("( set -eu\n" + m.Downgrade(name, older) + "\n)")
+	if got := g.must("rpm -q --qf '%{VERSION}-%{RELEASE}' " + name); got != older {
+		g.t.Errorf("brought back to %s, want %s", got, older)
+	}
 }
 
 func (w *rpmWorld) suseSetup() string {
@@ -668,6 +683,11 @@ func testZypper(t *testing.T, w *rpmWorld) {
 	if after := g.state(); after != before {
 		t.Errorf("uninstall leaves\n%s\nbefore it was\n%s", after, before)
 	}
+
+	if out, code := g.run(p.Script(items(p, "repo")[0])); code != 0 {
+		t.Fatalf("repo: exit %d: %s", code, out)
+	}
+	g.takesBack(p, "nvidia-persistenced", "580.95.05", "580.82.07-1")
 
 	// Modules that SUSE signed: what goes with them has their version.
 	g = newRPMGuest(t, "sles15-t4-secureboot", w.suseSetup()+suseBase(t))
