@@ -20,6 +20,8 @@ func debian(version, codename string, components ...string) Distro {
 			"aarch64": "debian" + version + "/sbsa",
 		},
 		BuildTools: []string{"gcc", "make", "dkms"},
+		// gcc itself only recommends the headers.
+		Compiler:   []string{"gcc", "libc6-dev"},
 		Components: components,
 		Suites:     []string{codename, codename + "-updates"},
 		Keyring:    "/usr/share/keyrings/debian-archive-keyring.gpg",

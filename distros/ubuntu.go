@@ -15,6 +15,8 @@ func ubuntu(version, codename string) Distro {
 		Packages:   apt{},
 		RepoDir:    map[string]string{"x86_64": dir + "/x86_64", "aarch64": dir + "/sbsa"},
 		BuildTools: []string{"gcc", "make", "dkms"},
+		// gcc itself only recommends the headers.
+		Compiler:   []string{"gcc", "libc6-dev"},
 		Components: []string{"restricted", "multiverse"},
 		Suites:     []string{codename, codename + "-updates"},
 		Keyring:    "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
@@ -60,7 +62,8 @@ func ubuntuPersistence(pkg string) Persistence {
 }
 
 // ubuntuServer are the offers of Ubuntu's own -server packages for one branch: built by DKMS, and, with
-// precompiled, prebuilt and signed by Canonical for each of Ubuntu's kernels.
+// precompiled, prebuilt and signed by Canonical for each of Ubuntu's kernels. libcuda and the compiler of PTX
+// are in libnvidia-compute, which is named so that they do not hang on another package's dependencies.
 func ubuntuServer(branch int, flavors []string, precompiled bool, fact string) []Offer {
 	var offers []Offer
 	for _, flavor := range flavors {
@@ -70,7 +73,7 @@ func ubuntuServer(branch int, flavors []string, precompiled bool, fact string) [
 		}
 		o := Offer{
 			Source: SourceDistro, Flavor: flavor, Modules: ModulesDKMS, Branches: []int{branch},
-			Packages: []string{"nvidia-headless" + suffix, "nvidia-utils-{branch}-server"},
+			Packages: []string{"nvidia-headless" + suffix, "nvidia-utils-{branch}-server", "libnvidia-compute-{branch}-server"},
 			Module:   "nvidia", DKMSName: "nvidia", Fact: fact,
 			Persistence: ubuntuPersistence("nvidia-compute-utils-{branch}-server"),
 		}
@@ -78,7 +81,7 @@ func ubuntuServer(branch int, flavors []string, precompiled bool, fact string) [
 		if precompiled {
 			o.Modules, o.DKMSName, o.Signed = ModulesPrecompiled, "", true
 			o.Packages = []string{"linux-modules-nvidia" + suffix + "-{kernel}", "linux-modules-nvidia" + suffix + "-{kmeta}",
-				"nvidia-headless-no-dkms" + suffix, "nvidia-utils-{branch}-server"}
+				"nvidia-headless-no-dkms" + suffix, "nvidia-utils-{branch}-server", "libnvidia-compute-{branch}-server"}
 			offers = append(offers, o)
 		}
 	}

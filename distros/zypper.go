@@ -23,12 +23,15 @@ const zypperInstall = "install --no-recommends --auto-agree-with-licenses "
 func (z zypper) Install(packages ...string) string {
 	var first []string
 	var after []word
-	for i, w := range words(packages) {
-		if w.like != "" {
+	for _, w := range words(packages) {
+		switch {
+		case w.like != "":
 			after = append(after, w)
-			continue
+		case w.version != "":
+			first = append(first, w.name+"="+w.version)
+		default:
+			first = append(first, w.name)
 		}
-		first = append(first, packages[i])
 	}
 	script := []string{"("}
 	if len(first) > 0 {

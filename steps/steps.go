@@ -7,6 +7,7 @@ package steps
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,6 +28,11 @@ type Input struct {
 	Distro distros.Distro
 	Want   choice.Want
 	Choice choice.Choice
+	// BootScript is the script that verify-unit leaves in the guest; "": none is wanted.
+	BootScript string
+	// Unseen: the checks are for a boot to come, and the GPUs are those that the guest has then. There is one at
+	// least, or a check fails.
+	Unseen bool
 }
 
 // Step is one thing to bring about in a guest.
@@ -54,8 +60,16 @@ type Step struct {
 	// Fresh steps run only when no change waits for a boot. A Fresh step that is not met is a failed
 	// verification.
 	Fresh bool
-	Hint  string // what a person does when the step fails and no better cause is known
+	// Read takes what the check printed behind DataMark, a line each, and returns what reports carry of it, as
+	// JSON, nil nothing. why, when it is not empty, is what the check itself did not see: then it is not met,
+	// whatever its exit was. nil: the check prints nothing of the kind.
+	Read func(in Input, data string) (report json.RawMessage, why string)
+	Hint string // what a person does when the step fails and no better cause is known
 }
+
+// DataMark begins a line of a check's output that is for programs: it goes to Read and not into the detail that
+// a person is shown.
+const DataMark = "gpuguest: data: "
 
 var (
 	install []Step

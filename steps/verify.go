@@ -1,10 +1,35 @@
 package steps
 
 import (
+	"encoding/json"
 	"fmt"
+	"strings"
 
+	"gpuguest/internal/choice"
 	"gpuguest/internal/sh"
+	"gpuguest/internal/smi"
 )
+
+// missingCUDA is sh that is true where libcuda may be missing and is.
+func missingCUDA(in Input) string {
+	if provesCUDA(in) {
+		return "false"
+	}
+	return `[ -z "$library" ]`
+}
+
+// firmwareCheck is sh that fails when the open modules have no firmware of their version to load: they start no GPU
+// without (NVIDIA/open-gpu-kernel-modules, README). The proprietary ones need it on some GPUs only, so there it is
+// nvidia-smi that tells.
+func firmwareCheck(in Input) string {
+	if in.Choice.License != choice.LicenseOpen {
+		return ":"
+	}
+	return lines(
+		`found=`,
+		`for f in /lib/firmware/nvidia/"$loaded"/gsp*.bin*; do [ ! -s "$f" ] || found=1; done`,
+		`[ -n "$found" ] || { echo "/lib/firmware/nvidia/$loaded holds no GSP firmware, without which the open modules start no GPU"; exit 1; }`)
+}
 
 func init() {
 	register(Step{
@@ -21,9 +46,14 @@ func init() {
 				versionPattern(in)+`) ;;`,
 				`*) echo "the loaded module is $loaded, planned is `+planned(in)+`"; exit 1 ;;`,
 				`esac`,
-				`library=$(for f in /usr/lib/*/libnvidia-ml.so.[0-9]*.* /usr/lib64/libnvidia-ml.so.[0-9]*.* /usr/lib/*/nvidia/current/libnvidia-ml.so.[0-9]*.* /usr/lib/libnvidia-ml.so.[0-9]*.*; do [ -e "$f" ] && echo "${f##*/libnvidia-ml.so.}"; done | sort -u)`,
-				`[ "$library" = "$loaded" ] || { echo "the loaded module is $loaded, the library in the guest is ${library:-missing}"; exit 1; }`,
-				`echo "module and libraries are $loaded"`)
+				`versions() { for f in /usr/lib/*/"$1".so.[0-9]*.* /usr/lib64/"$1".so.[0-9]*.* /usr/lib/*/nvidia/*/"$1".so.[0-9]*.* /usr/lib/"$1".so.[0-9]*.*; do [ ! -e "$f" ] || echo "${f##*.so.}"; done | sort -u; }`,
+				`library=$(versions libnvidia-ml)`,
+				`[ "$library" = "$loaded" ] || { echo "the loaded module is $loaded, libnvidia-ml in the guest is ${library:-missing}"; exit 1; }`,
+				// A guest that shall only have a driver may do without CUDA's library, but not with another version's.
+				`library=$(versions libcuda)`,
+				`[ "$library" = "$loaded" ] || { `+missingCUDA(in)+`; } || { echo "the loaded module is $loaded, libcuda in the guest is ${library:-missing}"; exit 1; }`,
+				firmwareCheck(in),
+				`echo "module, libraries and firmware are $loaded"`)
 		},
 		Hint: "a reboot loads the module that belongs to the libraries",
 	})
@@ -52,6 +82,7 @@ func init() {
 			// nvidia-smi -L exits 0 with no GPU at all, so its exit code proves nothing; the query's lines
 			// are counted instead. All nvidia-smi says goes to standard output, errors too.
 			return lines(
+				private,
 				`set +e; out=$(timeout 120 nvidia-smi --query-gpu=pci.bus_id,name,driver_version,persistence_mode,temperature.gpu --format=csv,noheader,nounits 2>&1); code=$?; set -e`,
 				`if [ $code -ne 0 ]; then`,
 				`	printf 'nvidia-smi: exit %s: %s\n' "$code" "$out"`,
@@ -59,7 +90,7 @@ func init() {
 				`	exit 1`,
 				`fi`,
 				`count=$(printf '%s\n' "$out" | grep -c ', ') || true`,
-				fmt.Sprintf(`[ "$count" -eq %d ] || { echo "nvidia-smi lists $count of %d GPUs"; %s; exit 1; }`, len(in.Facts.GPUs), len(in.Facts.GPUs), evidence),
+				fmt.Sprintf(`[ "$count" -eq %s ] || { echo "nvidia-smi lists $count of %s GPUs"; %s; exit 1; }`, gpuCount(in), gpuCount(in), evidence),
 				`printf '%s\n' "$out" | while IFS= read -r line; do`,
 				`	version=$(printf '%s' "$line" | awk -F ', ' '{print $3}')`,
 				`	mode=$(printf '%s' "$line" | awk -F ', ' '{print $4}')`,
@@ -71,7 +102,18 @@ func init() {
 				`	[ "$mode" = Enabled ] || { echo "persistence mode is $mode: $line"; exit 1; }`,
 				`	case $degrees in *[!0-9]*|"") echo "no temperature could be read: $line"; exit 1 ;; esac`,
 				`	echo "$line C"`,
-				`done`)
+				`done`,
+				// The document for programs tells what the fields do not. A driver that does not answer it says
+				// nothing, and nothing is concluded from that. Serial numbers stay in the guest.
+				`set +e; timeout 120 nvidia-smi -q -x >"$t/xml" 2>/dev/null; code=$?; set -e`,
+				`if [ $code -eq 0 ]; then grep -v '<serial>' "$t/xml" >"$t/log" || :; `+marked(`"$t/log"`)+`; fi`)
+		},
+		Read: func(_ Input, data string) (json.RawMessage, string) {
+			l, err := smi.Parse([]byte(data))
+			if err != nil {
+				return nil, ""
+			}
+			return marshal(l), strings.Join(l.Faults(l.Driver), "\n")
 		},
 	})
 	register(Step{

@@ -44,6 +44,7 @@ type app struct {
 	reach
 	json   bool
 	logDir string
+	files  reportFiles
 	// reported: the command's JSON is written already, with its error in it.
 	reported bool
 }
@@ -75,6 +76,11 @@ func (a *app) complain(err error) {
 	}
 	if h := hint(err); h != "" {
 		fmt.Fprintf(a.err, "gpuguest: hint: %s\n", h)
+	}
+	if step != nil {
+		for _, line := range step.Advice {
+			fmt.Fprintf(a.err, "  %s\n", line)
+		}
 	}
 	if a.json && !a.reported {
 		problem := engine.Problem{Message: err.Error(), Hint: hint(err)}
@@ -111,7 +117,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newHypervisor(a), newDistros(a), newVersion(a),
+		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -221,6 +227,8 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.BoolVar(&w.HoldKernel, "hold-kernel", false, "put the guest's kernel packages on hold")
 	f.BoolVar(&w.NoGPU, "no-gpu", false, "the guest has no GPU now: install and prove what can be proved")
 	f.StringArrayVar(&w.Devices, "device", nil, "with --no-gpu: a GPU to decide for, `ID`, as in 10de:1eb8; may be given more than once")
+	f.BoolVar(&w.WithoutCUDA, "without-cuda", false, "leave the proof of CUDA out, and its probe: for a guest that shall only have a driver")
+	f.Float64Var(&w.LinkFraction, "link-fraction", 0, "part of the PCIe link's bandwidth that pinned copies must reach, `FRACTION` (default 0.5)")
 	f.StringVar(&w.As, "as", "", "treat the guest as this `DISTRIBUTION`: debian:12")
 	f.DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
 	for name, words := range map[string][]string{
@@ -259,6 +267,9 @@ func checkWant(w choice.Want) error {
 		if arg == "" || strings.ContainsAny(arg, " \t\n\"'\\$`") {
 			return fmt.Errorf("--kernel-arg %q: one word without quotes, blanks, backslashes or $", arg)
 		}
+	}
+	if w.LinkFraction < 0 || w.LinkFraction > 1 {
+		return fmt.Errorf("--link-fraction %g: it is between 0 and 1", w.LinkFraction)
 	}
 	if w.KeyringSHA256 != "" && w.Source == choice.SourceDistro {
 		return errors.New("--keyring-sha256 goes with NVIDIA's repository, --source distro does without it")

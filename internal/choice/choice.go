@@ -4,7 +4,9 @@
 package choice
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"time"
 
 	"gpuguest/distros"
@@ -39,11 +41,18 @@ type Want struct {
 	KeyringSent   bool     // the keyring package is sent by the client and not fetched by the guest
 	KernelArgs    []string // extra kernel arguments
 	DropArgs      []string // extra kernel arguments of an earlier run that are to go
+	ModuleOptions []string // options of kernel modules, "nvidia_uvm uvm_disable_hmm=1"
+	DropOptions   []string // such options of an earlier run that are to go
+	Firmware      bool     // the initramfs carries the GSP firmware
+	DropFirmware  bool     // the initramfs is no longer given it
 	HoldKernel    bool
 	NoGPU         bool     // the guest has no GPU: prove what can be proved
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"
 	As            string   // treat the guest as this distribution, "debian:12"
 	Reboot        string   // RebootIfNeeded unless said otherwise
+	WithoutCUDA   bool     // leave the proof of CUDA out: a guest that shall only have a driver
+	LinkFraction  float64  // part of the PCIe link's bandwidth that pinned copies must reach; 0: the probe's own, a half
+	With          []string // of NVIDIA's own programs, those that are to be run as proofs too: "deviceQuery"
 
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
 }
@@ -77,6 +86,11 @@ type GPU struct {
 	Min     int    // oldest branch that drives it, 0 unknown
 	Max     int    // newest branch that drives it, 0 no end known
 	Flavor  string // the flavor it must have, "" either will do
+}
+
+// Title is the GPU in one line: "0000:01:00.0 Tesla T4 (10de:1eb8)".
+func (g GPU) Title() string {
+	return fmt.Sprintf("%s %s (%s)", g.Address, cmp.Or(g.Name, "unknown GPU"), g.ID)
 }
 
 // Refusal says that what was asked for cannot be, before anything in the guest changed.

@@ -101,18 +101,18 @@ func TestMakeDecides(t *testing.T) {
 		{name: "names without the branch from 590 on", as: "ubuntu:24.04", gpus: []string{t4}, want: Want{Driver: "595"},
 			get: "nvidia 595 open dkms: nvidia-open nvidia-persistenced (nvidia-driver-pinning-595)"},
 		{name: "Ubuntu's own, built", as: "ubuntu:22.04", gpus: []string{a100}, want: Want{Source: "distro"},
-			get: "distro 580 open dkms: nvidia-headless-580-server-open nvidia-utils-580-server nvidia-compute-utils-580-server"},
+			get: "distro 580 open dkms: nvidia-headless-580-server-open nvidia-utils-580-server libnvidia-compute-580-server nvidia-compute-utils-580-server"},
 		{name: "Ubuntu's own, prebuilt", as: "ubuntu:22.04", gpus: []string{v100}, want: Want{Modules: "precompiled"},
-			get: "distro 580 proprietary precompiled: linux-modules-nvidia-580-server-5.15.0-106-generic linux-modules-nvidia-580-server-generic nvidia-headless-no-dkms-580-server nvidia-utils-580-server nvidia-compute-utils-580-server"},
+			get: "distro 580 proprietary precompiled: linux-modules-nvidia-580-server-5.15.0-106-generic linux-modules-nvidia-580-server-generic nvidia-headless-no-dkms-580-server nvidia-utils-580-server libnvidia-compute-580-server nvidia-compute-utils-580-server"},
 		{name: "prebuilt for the kernel alone when it is held", as: "ubuntu:24.04", gpus: []string{t4}, want: Want{Modules: "precompiled", HoldKernel: true},
-			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.8.0-45-generic nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server nvidia-compute-utils-580-server"},
+			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.8.0-45-generic nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server libnvidia-compute-580-server nvidia-compute-utils-580-server"},
 		{name: "prebuilt for the hardware enablement kernel", as: "ubuntu:24.04", gpus: []string{t4}, want: Want{Modules: "precompiled"},
 			edit: func(f *facts.Facts) {
 				f.Kernel.Next, f.Kernel.Meta = "6.17.0-19-generic", []string{"linux-image-generic-hwe-24.04"}
 			},
-			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.17.0-19-generic linux-modules-nvidia-580-server-open-generic-hwe-24.04 nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server nvidia-compute-utils-580-server"},
+			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.17.0-19-generic linux-modules-nvidia-580-server-open-generic-hwe-24.04 nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server libnvidia-compute-580-server nvidia-compute-utils-580-server"},
 		{name: "Secure Boot takes what is signed", as: "ubuntu:24.04", gpus: []string{t4}, edit: func(f *facts.Facts) { f.Secure = facts.SecureBoot{EFI: true, State: "enabled"} },
-			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.8.0-45-generic linux-modules-nvidia-580-server-open-generic nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server nvidia-compute-utils-580-server"},
+			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.8.0-45-generic linux-modules-nvidia-580-server-open-generic nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server libnvidia-compute-580-server nvidia-compute-utils-580-server"},
 		{name: "Secure Boot with DKMS's key enrolled", as: "debian:12", gpus: []string{t4},
 			edit: func(f *facts.Facts) {
 				f.Secure = facts.SecureBoot{EFI: true, State: "enabled", Keys: []string{"Debian Secure Boot CA", "DKMS module signing key: 0011"}, SigningKeys: []string{"/var/lib/dkms/mok.key"}}
@@ -134,7 +134,7 @@ func TestMakeDecides(t *testing.T) {
 		{name: "no GPU yet, but named", as: "debian:12", want: Want{NoGPU: true, Devices: []string{"10DE:1DB4:10de:1306"}},
 			get: "nvidia 580 proprietary dkms: nvidia-kernel-dkms nvidia-driver-cuda nvidia-persistenced (nvidia-driver-pinning-580)"},
 		{name: "arm64, where no keyring sum is known", as: "ubuntu:24.04", gpus: []string{gh200}, edit: func(f *facts.Facts) { f.Arch = "aarch64" },
-			get: "distro 580 open dkms: nvidia-headless-580-server-open nvidia-utils-580-server nvidia-compute-utils-580-server"},
+			get: "distro 580 open dkms: nvidia-headless-580-server-open nvidia-utils-580-server libnvidia-compute-580-server nvidia-compute-utils-580-server"},
 		{name: "arm64 with the sum given", as: "debian:12", gpus: []string{gh200}, want: Want{KeyringSHA256: strings.Repeat("ab", 32)}, edit: func(f *facts.Facts) { f.Arch = "aarch64" },
 			get: "nvidia 580 open dkms: nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-persistenced (nvidia-driver-pinning-580)"},
 		{name: "a developer branch when asked", as: "debian:13", gpus: []string{rtx5090}, want: Want{Driver: "616"},
@@ -155,7 +155,7 @@ func TestMakeDecides(t *testing.T) {
 			edit: func(f *facts.Facts) {
 				f.Packages = map[string]string{"nvidia-headless-no-dkms-580-server-open": "580.95.05-0ubuntu0.24.04.1", "nvidia-utils-580-server": "580.95.05-0ubuntu0.24.04.1", "linux-modules-nvidia-580-server-open-6.8.0-44-generic": "6.8.0-44.44"}
 			},
-			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.8.0-45-generic linux-modules-nvidia-580-server-open-generic nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server nvidia-compute-utils-580-server"},
+			get: "distro 580 open precompiled: linux-modules-nvidia-580-server-open-6.8.0-45-generic linux-modules-nvidia-580-server-open-generic nvidia-headless-no-dkms-580-server-open nvidia-utils-580-server libnvidia-compute-580-server nvidia-compute-utils-580-server"},
 		{name: "a newer branch that is installed stays", as: "debian:12", gpus: []string{t4},
 			edit: func(f *facts.Facts) {
 				f.Packages = map[string]string{"nvidia-kernel-open-dkms": "595.71.05-1", "nvidia-driver-cuda": "595.71.05-1"}
@@ -165,9 +165,7 @@ func TestMakeDecides(t *testing.T) {
 			edit: func(f *facts.Facts) {
 				f.Offered = map[string]string{"nvidia-utils-580-server": "595.71.05-0ubuntu0.22.04.1"}
 			},
-			get: "distro 595 open dkms: nvidia-headless-595-server-open nvidia-utils-595-server nvidia-compute-utils-595-server"},
-		{name: "an NVSwitch", as: "debian:12", gpus: []string{a100}, edit: func(f *facts.Facts) { f.Other = []facts.PCI{{Address: "0000:05:00.0", Class: "068000"}} },
-			get: "nvidia 580 open dkms: nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-persistenced (nvidia-driver-pinning-580)", warn: "fabric manager"},
+			get: "distro 595 open dkms: nvidia-headless-595-server-open nvidia-utils-595-server libnvidia-compute-595-server nvidia-compute-utils-595-server"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f, d := guest(t, c.as, c.gpus...)

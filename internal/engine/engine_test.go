@@ -2,9 +2,11 @@ package engine_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +19,7 @@ import (
 	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
+	"gpuguest/internal/cuda"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
@@ -364,6 +367,66 @@ func TestFailedProofIsAVerificationError(t *testing.T) {
 	var step *engine.StepError
 	if !errors.As(err, &step) || !step.Verify || !strings.Contains(step.What, "BAR1 is 0M") {
 		t.Fatalf("error %v", err)
+	}
+}
+
+// TestWhatAProofFoundIsInTheReport: data goes into the report as JSON and not into what a person is shown, and
+// a proof that finds a failure in its data has failed.
+func TestWhatAProofFoundIsInTheReport(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	proof := func(id, why string) plan.Item {
+		return plan.Item{ID: steps.ID(id), Title: "prove", Fresh: true, Check: "echo shown\necho '" + steps.DataMark + id + "'",
+			Read: func(data string) (json.RawMessage, string) { return json.RawMessage(`{"is":"` + data + `"}`), why }}
+	}
+	r, err := l.run(l.config(l.touch("one", false), proof("good", ""), proof("bad", "but no")))
+	var step *engine.StepError
+	if !errors.As(err, &step) || step.Step != "bad" || step.What != "shown\nbut no" {
+		t.Fatalf("error %v", err)
+	}
+	raw, err := json.Marshal(r.Steps[1:])
+	if want := `[{"id":"good","title":"prove","state":"met","detail":"shown","data":{"is":"good"}},{"id":"bad","title":"prove","state":"failed","detail":"shown\nbut no","data":{"is":"bad"}}]`; err != nil || string(raw) != want {
+		t.Errorf("%v\ngot  %s\nwant %s", err, raw, want)
+	}
+}
+
+// TestCUDAProofOverSSH has the real step prove CUDA over SSH: the probe is sent, compiled by the machine's own
+// compiler, run over a stand-in libcuda, and what it found is in the report.
+func TestCUDAProofOverSSH(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("cc"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("no C compiler, and in CI that is a failure")
+		}
+		t.Skip("no C compiler")
+	}
+	l := newLab(t)
+	packages := filepath.Join("..", "..", "testdata", "lab", "packages")
+	if out, err := exec.Command("cc", "-O2", "-I"+filepath.Join(packages, "kernel"), "-shared", "-fPIC", "-o", filepath.Join(l.root, "libcuda.so.1"), filepath.Join(packages, "user", "cuda.c")).CombinedOutput(); err != nil {
+		t.Fatalf("cc: %v\n%s", err, out)
+	}
+	all := steps.Install()
+	step := all[slices.IndexFunc(all, func(s steps.Step) bool { return s.ID == "verify-cuda" })]
+	in := steps.Input{Facts: facts.Facts{GPUs: []facts.PCI{{Address: "0000:01:00.0"}, {Address: "0000:02:00.0"}}}}
+	proof := func(stub string) plan.Item {
+		return plan.Item{ID: step.ID, Title: step.Title, Fresh: true, Hint: step.Hint,
+			Check: "export LD_LIBRARY_PATH=" + sh.Quote(l.root) + " STUB_GPUS=2 " + stub + "\n" + step.Check(in),
+			Read:  func(data string) (json.RawMessage, string) { return step.Read(in, data) }}
+	}
+	r, err := l.run(l.config(proof("")))
+	if err != nil || len(r.Steps) != 1 || strings.Contains(r.Steps[0].Detail, steps.DataMark) || strings.Count(r.Steps[0].Detail, "\n") != 1 {
+		t.Fatalf("%v, %+v", err, r.Steps)
+	}
+	if found, err := cuda.Parse(r.Steps[0].Data); err != nil || found.Result != cuda.Pass || len(found.Devices) != 2 {
+		t.Errorf("%v, %+v", err, found)
+	}
+	r, err = l.run(l.config(proof("STUB_DEAD=1")))
+	var failed *engine.StepError
+	if !errors.As(err, &failed) || !failed.Verify || !strings.Contains(failed.What, "(0000:02:00.0): context: cuDevicePrimaryCtxRetain returned 999") {
+		t.Errorf("error %v", err)
+	}
+	if found, err := cuda.Parse(r.Steps[0].Data); err != nil || found.Result != cuda.Fail || len(found.Failures) != 1 || *found.Failures[0].Device != 1 {
+		t.Errorf("%v, %+v", err, found)
 	}
 }
 

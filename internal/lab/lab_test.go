@@ -2,14 +2,18 @@ package lab
 
 import (
 	"context"
+	"debug/elf"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"gpuguest/assets"
 	labfiles "gpuguest/testdata/lab"
 )
 
@@ -155,6 +159,57 @@ func TestEveryNVMLFunctionIsDefinedOnce(t *testing.T) {
 	}
 	if want := "int nvmlUnitGetCount(void) { return NOT_SUPPORTED; }\n"; string(got) != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestStandInLibcudaHasWhatTheProbeCalls builds the package as the repository does and looks inside.
+func TestStandInLibcudaHasWhatTheProbeCalls(t *testing.T) {
+	for _, tool := range []string{"gcc", "dpkg-deb"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
+	dir := t.TempDir()
+	if err := copyTree(labfiles.FS, "packages", filepath.Join(dir, "src")); err != nil {
+		t.Fatal(err)
+	}
+	p := packager{ctx: t.Context(), log: t.Output(), work: dir, out: dir}
+	d, err := p.library("libcuda1", "libcuda.so.1", "cuda.c", "580.95.05")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.version = "580.95.05-1"
+	if err := d.build(t.Context(), t.Output(), dir); err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(dir, "root")
+	if err := run(t.Context(), t.Output(), dir, "dpkg-deb", "-x", "libcuda1_580.95.05-1_amd64.deb", root); err != nil {
+		t.Fatal(err)
+	}
+	lib, err := elf.Open(filepath.Join(root, libDir, "libcuda.so.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lib.Close()
+	symbols, err := lib.DynamicSymbols()
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	for _, s := range symbols {
+		have[s.Name] = s.Section != elf.SHN_UNDEF
+	}
+	calls := regexp.MustCompile(`(?m)^\tF\((cu\w+), \(`).FindAllStringSubmatch(assets.Probe, -1)
+	if len(calls) < 25 {
+		t.Fatalf("only %d calls were found in the probe's source", len(calls))
+	}
+	for _, c := range calls {
+		if !have[c[1]] {
+			t.Errorf("the stand-in has no %s", c[1])
+		}
 	}
 }
 

@@ -361,7 +361,7 @@ func driverPackages(ctx context.Context, s Spec, distro string) (string, error) 
 }
 
 // packagesRevision is raised when what this file builds changes but no source does.
-const packagesRevision = "1 "
+const packagesRevision = "2 "
 
 // realPackages are Debian's own whose programs go unchanged into the stand-ins.
 func realPackages() []string { return []string{"nvidia-smi", "nvidia-persistenced"} }
@@ -574,7 +574,10 @@ func (p *packager) release(version string) error {
 		},
 		deb{
 			name: "nvidia-kernel-support", arch: "amd64", description: "what both kernel module flavors share",
-			files: []file{{"usr/share/doc/nvidia-kernel-support/README", []byte("Nothing is needed for the stand-ins.\n"), 0o644}},
+			files: []file{
+				{"lib/firmware/nvidia/" + version + "/gsp_tu10x.bin", []byte("A stand-in: it runs nowhere.\n"), 0o644},
+				{"lib/firmware/nvidia/" + version + "/gsp_ga10x.bin", []byte("A stand-in: it runs nowhere.\n"), 0o644},
+			},
 		},
 		deb{name: "nvidia-settings", arch: "amd64", description: "nothing, for the dependencies' sake"},
 		deb{

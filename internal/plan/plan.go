@@ -6,12 +6,14 @@ package plan
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 
 	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/remedy"
 	"gpuguest/steps"
 )
 
@@ -20,6 +22,7 @@ type Plan struct {
 	Distro   distros.Distro
 	Choice   choice.Choice
 	Segments []Segment
+	Remedies []remedy.Promise // what would be tried when a proof fails; only to be told
 }
 
 // Segment is what happens within one boot.
@@ -35,6 +38,9 @@ type Item struct {
 	Replan  bool            // once it was brought about, the plan is made anew
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Hint    string
+
+	// Read turns what the check printed behind steps.DataMark into what reports carry; see steps.Step.Read.
+	Read func(data string) (report json.RawMessage, why string)
 }
 
 // Refusal says why a plan cannot be carried out in this guest. Nothing was changed when it is returned.
@@ -46,9 +52,10 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return fmt.Sprintf("%s: %s", r.Step, r.Reason) }
 
-// Input makes what steps look at: it finds the distribution and decides on the driver. The errors are
-// those of distros.For and choice.Make.
+// Input makes what steps look at: it finds the distribution and decides on the driver. What the guest's
+// journal says is being tried as a remedy is wanted too. The errors are those of distros.For and choice.Make.
 func Input(f facts.Facts, w choice.Want) (steps.Input, error) {
+	w = remedy.Want(w, f.State.Journal)
 	d, err := distros.For(f.OS, w.As)
 	if err != nil {
 		return steps.Input{}, err
@@ -82,6 +89,9 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		}
 		if s.AtBoot != nil {
 			item.AtBoot = s.AtBoot(in)
+		}
+		if s.Read != nil {
+			item.Read = func(data string) (json.RawMessage, string) { return s.Read(in, data) }
 		}
 		if s.Fresh {
 			fresh.Items = append(fresh.Items, item)

@@ -152,22 +152,54 @@ type Outcome struct {
 	ID  steps.ID
 	Met bool
 	Why string // what it printed
+
+	// Data is what it printed for programs, behind steps.DataMark, and after Judge what Item.Read made of it:
+	// JSON, or nothing.
+	Data string
 }
 
 // ParseChecks reads what the script of Checks printed. Items that were passed over are missing.
 func ParseChecks(out, nonce string) map[steps.ID]Outcome {
 	found := make(map[steps.ID]Outcome)
-	var said []string
+	var said, data []string
 	for line := range strings.Lines(out) {
 		line = strings.TrimSuffix(line, "\n")
 		rest, ok := strings.CutPrefix(line, nonce+" ")
 		if !ok {
-			said = append(said, line)
+			if d, marked := strings.CutPrefix(line, steps.DataMark); marked {
+				data = append(data, d)
+			} else {
+				said = append(said, line)
+			}
 			continue
 		}
 		id, code, _ := strings.Cut(rest, " ")
-		found[steps.ID(id)] = Outcome{ID: steps.ID(id), Met: code == "0", Why: strings.TrimSpace(strings.Join(said, "\n"))}
-		said = nil
+		found[steps.ID(id)] = Outcome{ID: steps.ID(id), Met: code == "0", Why: strings.TrimSpace(strings.Join(said, "\n")), Data: strings.Join(data, "\n")}
+		said, data = nil, nil
 	}
 	return found
+}
+
+// Judge has each item read what its check printed for programs. An item may find there that it is not met
+// although its check exited well.
+func Judge(items []Item, outcomes map[steps.ID]Outcome) map[steps.ID]Outcome {
+	for _, it := range items {
+		o, asked := outcomes[it.ID]
+		if !asked || o.Data == "" {
+			continue
+		}
+		data := o.Data
+		o.Data = ""
+		if it.Read != nil {
+			report, why := it.Read(data)
+			if json.Valid(report) {
+				o.Data = string(report)
+			}
+			if why != "" {
+				o.Met, o.Why = false, strings.TrimSpace(o.Why+"\n"+why)
+			}
+		}
+		outcomes[it.ID] = o
+	}
+	return outcomes
 }

@@ -6,11 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"gpuguest/distros"
 	"gpuguest/internal/action"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
 	"gpuguest/steps"
 )
@@ -263,6 +265,144 @@ func TestChecksTellEachOutcomeAndPassOverFreshOnes(t *testing.T) {
 	}
 	if _, asked := got["four"]; asked {
 		t.Error("a step that needs a fresh boot was asked although work before it is open")
+	}
+}
+
+// TestDataOfACheckIsReadAndNotShown: what a check prints for programs goes to Read, which may find that the
+// check is not met after all, and what is no JSON goes nowhere.
+func TestDataOfACheckIsReadAndNotShown(t *testing.T) {
+	read := func(report, why string) func(string) (json.RawMessage, string) {
+		return func(data string) (json.RawMessage, string) {
+			if data != "{\n  }" {
+				t.Errorf("read %q", data)
+			}
+			return json.RawMessage(report), why
+		}
+	}
+	const mark = steps.DataMark
+	items := []Item{
+		{ID: "met", Check: "echo fine\necho '" + mark + "{'\necho '" + mark + "  }'\necho more", Read: read(`{"a":1}`, "")},
+		{ID: "found", Check: "echo fine\nprintf '%s\\n' '" + mark + "{' '" + mark + "  }'", Read: read(`{"a":2}`, "but no")},
+		{ID: "broken", Check: "printf '%s\\n' '" + mark + "{' '" + mark + "  }'", Read: read(`{"a":`, "")},
+		{ID: "nobody", Check: "echo '" + mark + "{}'"},
+		{ID: "none", Check: "echo fine", Read: func(string) (json.RawMessage, string) { t.Error("read what is not there"); return nil, "" }},
+	}
+	out, err := exec.Command("/bin/sh", "-c", Checks(distros.Distro{}, items, "--nonce")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got := Judge(items, ParseChecks(string(out), "--nonce"))
+	for id, want := range map[steps.ID]Outcome{
+		"met":    {ID: "met", Met: true, Why: "fine\nmore", Data: `{"a":1}`},
+		"found":  {ID: "found", Why: "fine\nbut no", Data: `{"a":2}`},
+		"broken": {ID: "broken", Met: true},
+		"nobody": {ID: "nobody", Met: true},
+		"none":   {ID: "none", Met: true, Why: "fine"},
+	} {
+		if got[id] != want {
+			t.Errorf("%s: %+v, want %+v", id, got[id], want)
+		}
+	}
+}
+
+// compilerPackages is a package manager that has one package, a compiler: a file that becomes "cc".
+type compilerPackages struct {
+	filePackages
+	tools string // folder that programs are looked for in
+}
+
+func (c compilerPackages) Offered(...string) string       { return "true" }
+func (c compilerPackages) Refresh(distros.Refresh) string { return "false" }
+func (c compilerPackages) Quiet(script string) string     { return "(\n" + script + "\n)" }
+func (c compilerPackages) Install(names ...string) string {
+	return "ln -sf /usr/bin/gcc " + sh.Quote(c.tools) + "/cc && printf '%s 1\\n' " + sh.Join(names...) + " >>" + sh.Quote(c.file)
+}
+
+// TestProbeIsBuiltOnceAndTakenBack builds the probe in a folder that stands for a guest without a compiler, builds
+// it again to no effect, and takes it back with what restore-files does.
+func TestProbeIsBuiltOnceAndTakenBack(t *testing.T) {
+	if _, err := os.Stat("/usr/bin/gcc"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("no C compiler, and in CI that is a failure")
+		}
+		t.Skip("no C compiler")
+	}
+	g := newGuestDir(t)
+	tools := filepath.Join(g.dir, "tools")
+	if err := os.Mkdir(tools, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sh", "cat", "mkdir", "mv", "cp", "rm", "chmod", "ln", "sync", "tail", "date", "sort", "awk", "cmp", "as", "ld"} {
+		p, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(p, filepath.Join(tools, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", tools)
+	if err := os.MkdirAll(g.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	old := filepath.Join(g.state, "cuda-probe-000000000000")
+	g.write(old, "an earlier gpuguest's")
+
+	manager := compilerPackages{filePackages{file: g.packages}, tools}
+	d := distros.Distro{Packages: manager, Compiler: []string{"gcc", "libc6-dev"}}
+	in := steps.Input{Distro: d, Facts: facts.Facts{GPUs: []facts.PCI{{Address: "0000:01:00.0"}}}}
+	// The state folder of the step is the guest's; here it is the test's.
+	run := func(all []steps.Step, id steps.ID) (int, string) {
+		t.Helper()
+		p, err := Build(in, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, it := range p.Items() {
+			if it.ID != id {
+				continue
+			}
+			cmd := exec.Command("/bin/sh", "-c", strings.ReplaceAll(p.Script(it), "/var/lib/gpuguest/cuda", g.state+"/cuda"))
+			cmd.Env = append(os.Environ(), "GPUGUEST_STATE="+g.state)
+			out, err := cmd.CombinedOutput()
+			if err != nil && cmd.ProcessState == nil {
+				t.Fatal(err)
+			}
+			return cmd.ProcessState.ExitCode(), string(out)
+		}
+		t.Fatalf("%s is not in the plan", id)
+		return 0, ""
+	}
+	one := func(id steps.ID, all []steps.Step) []steps.Step {
+		return all[slices.IndexFunc(all, func(s steps.Step) bool { return s.ID == id }):][:1]
+	}
+	if code, out := run(one("probe", steps.Install()), "probe"); code != 0 {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	made, err := filepath.Glob(filepath.Join(g.state, "cuda-probe-*"))
+	if err != nil || len(made) != 2 || !strings.HasSuffix(made[1], ".c") {
+		t.Fatalf("%v, %v", made, err)
+	}
+	if out, err := exec.Command(made[0], "--expect", "x").Output(); err == nil || !strings.Contains(string(out), `"tool":"probe"`) {
+		t.Errorf("what was built says %s, %v", out, err)
+	}
+	if got := g.read(filepath.Join(g.state, "packages")); got != "added gcc - 1\nadded libc6-dev - 1\n" {
+		t.Errorf("the ledger holds %q", got)
+	}
+	if code, out := run(one("probe", steps.Install()), "probe"); code != 0 || !strings.Contains(out, "already so") {
+		t.Errorf("second time: exit %d: %s", code, out)
+	}
+	for _, p := range made {
+		if _, err := os.Stat(filepath.Join(g.state, "before", "absent") + p); err != nil {
+			t.Errorf("the ledger does not know %s", p)
+		}
+	}
+	in.Facts.State.Absent = made
+	if code, out := run(one("restore-files", steps.Uninstall()), "restore-files"); code != 0 {
+		t.Errorf("restore-files: exit %d: %s", code, out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(g.state, "cuda-probe*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 

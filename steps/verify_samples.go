@@ -1,0 +1,124 @@
+package steps
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"gpuguest/internal/cuda"
+)
+
+// sample is one of NVIDIA's own programs, run where a guest has it.
+type sample struct {
+	tool, id string
+	places   []string // patterns of paths, the better ones later
+	args     string
+	seconds  int // its deadline
+	read     func(string) cuda.Report
+	hint     string
+}
+
+// trees are where cuda-samples are found when somebody unpacked and built them. Folders of users are not
+// among them: what is found is run as root.
+var trees = []string{"/root/cuda-samples*", "/opt/cuda-samples*", "/usr/local/share/cuda-samples*", "/usr/local/cuda-samples*", "/usr/local/cuda*/samples"}
+
+// sampleAt are the places of a program of cuda-samples. They moved with the releases: bundled with CUDA up to
+// 11.5, then Samples/1_Utilities of the git tags by make, from 12.8 by CMake, in the tree or below build, and
+// from 13.3 below cpp (the tags of NVIDIA/cuda-samples; GoogleCloudPlatform/compute-gpu-installation, config.py).
+// The demo suite holds both ready-made, up to CUDA 12.9.
+func sampleAt(tool string) []string {
+	all := []string{"/root/NVIDIA_CUDA-*_Samples/bin/*/linux/release/" + tool}
+	for _, tree := range trees {
+		for _, below := range []string{"1_Utilities", "Samples", "Samples/1_Utilities", "build/Samples/1_Utilities", "cpp/1_Utilities", "build/cpp/1_Utilities"} {
+			all = append(all, tree+"/"+below+"/"+tool+"/"+tool)
+		}
+		all = append(all, tree+"/bin/*/linux/release/"+tool)
+	}
+	return append(all, "/usr/local/cuda*/extras/demo_suite/"+tool)
+}
+
+var samples = []sample{
+	{
+		tool: cuda.ToolDeviceQuery, id: "verify-devicequery", places: sampleAt("deviceQuery"), seconds: 120, read: cuda.DeviceQuery,
+		hint: "CUDA up to 12.9 has it in cuda-demo-suite; later ones build it from github.com/NVIDIA/cuda-samples with CMake",
+	},
+	{
+		tool: cuda.ToolBandwidthTest, id: "verify-bandwidthtest", places: sampleAt("bandwidthTest"), args: "--memory=pinned --mode=quick", seconds: 300, read: cuda.BandwidthTest,
+		hint: "CUDA 12.9 dropped bandwidthTest: --with nvbandwidth takes its place",
+	},
+	{
+		tool: cuda.ToolNVBandwidth, id: "verify-nvbandwidth", args: "-j -t host_to_device_memcpy_ce device_to_host_memcpy_ce", seconds: 600, read: cuda.NVBandwidth,
+		places: []string{"/root/nvbandwidth*/nvbandwidth", "/root/nvbandwidth*/build/nvbandwidth", "/opt/nvbandwidth*/nvbandwidth", "/opt/nvbandwidth*/build/nvbandwidth",
+			"/usr/local/nvbandwidth*/nvbandwidth", "/usr/local/cuda*/bin/nvbandwidth", "/usr/bin/nvbandwidth", "/usr/local/bin/nvbandwidth"},
+		hint: "it is built from github.com/NVIDIA/nvbandwidth with CMake and boost's program_options",
+	},
+	{
+		tool: cuda.ToolDCGM, id: "verify-dcgm", args: "diag -r 1", seconds: 600, read: cuda.DCGM,
+		places: []string{"/usr/bin/dcgmi", "/usr/local/bin/dcgmi"},
+		hint:   "install DCGM (package datacenter-gpu-manager) and start nvidia-dcgm",
+	},
+}
+
+// Samples are the names that choice.Want.With may hold.
+func Samples() []string {
+	var all []string
+	for _, s := range samples {
+		all = append(all, s.tool)
+	}
+	return all
+}
+
+func init() {
+	for _, s := range samples {
+		register(Step{
+			ID:     ID(s.id),
+			Title:  "verify with NVIDIA's " + s.tool,
+			After:  []ID{"verify-smi", "verify-cuda"},
+			Fresh:  true,
+			Wanted: func(in Input) bool { return hasGPU(in) && slices.Contains(in.Want.With, s.tool) },
+			Check:  s.check,
+			Read: func(in Input, data string) (json.RawMessage, string) {
+				r := s.read(data)
+				if r.Result == cuda.Pass && s.tool == cuda.ToolDeviceQuery && r.Count != len(in.Facts.GPUs) {
+					r.Result = cuda.Fail
+					r.Failures = append(r.Failures, cuda.Failure{Kind: "count", What: fmt.Sprintf("deviceQuery sees %d GPUs, the guest has %d", r.Count, len(in.Facts.GPUs))})
+				}
+				return marshal(r), r.Why()
+			},
+			Hint: s.hint,
+		})
+	}
+}
+
+// check finds the program and runs it. Its output goes to read, which judges it; the shell judges only what
+// needs no reading: whether it is there, ended in time and with what exit. deviceQuery exits 0 without a GPU,
+// so its count is looked at here too, for a plan that is run as a script.
+func (s sample) check(in Input) string {
+	script := []string{
+		private,
+		`tool=`,
+		// A pattern that matches nothing stays as it is, and no such file can be run.
+		`for f in ` + strings.Join(s.places, " ") + `; do if [ -f "$f" ] && [ -x "$f" ]; then tool=$f; fi; done`,
+		`[ -n "$tool" ] || { echo "` + s.tool + ` is not in the guest; looked at: ` + strings.Join(s.places, " ") + `"; exit 1; }`,
+		`unset CUDA_VISIBLE_DEVICES`,
+		`export CUDA_CACHE_DISABLE=1`,
+		`cd "$t"`,
+		fmt.Sprintf(`set +e; timeout %d "$tool" %s >"$t/out" 2>&1; code=$?; set -e`, s.seconds, s.args),
+	}
+	if s.tool == cuda.ToolNVBandwidth {
+		script = append(script,
+			// Releases before 0.5 know no -j.
+			fmt.Sprintf(`if [ $code -ne 0 ] && ! grep -q '"nvbandwidth"' "$t/out"; then set +e; timeout %d "$tool" %s >"$t/out" 2>&1; code=$?; set -e; fi`, s.seconds, strings.TrimPrefix(s.args, "-j ")))
+	}
+	script = append(script,
+		`head -c 200000 "$t/out" >"$t/head"`,
+		marked(`"$t/head"`),
+		`echo "$tool"`,
+		`[ $code -ne 124 ] || echo "`+s.tool+fmt.Sprintf(` did not end within %d s"`, s.seconds),
+		`[ $code -eq 0 ] || { echo "exit $code"; tail -n 15 "$t/out"; exit 1; }`)
+	if s.tool == cuda.ToolDeviceQuery {
+		script = append(script, fmt.Sprintf(`grep -Eq "NumDevs = %s([^0-9]|$)" "$t/out" || { echo "deviceQuery does not see %s GPUs"; exit 1; }`, gpuCount(in), gpuCount(in)))
+	}
+	return lines(script...)
+}
