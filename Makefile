@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-container test-vm lint bench deps clean
+.PHONY: build demo test test-fast test-browser test-container test-vm lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -23,6 +23,10 @@ test: lint test-fast test-container ## every tier that has been seen to pass
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
+
+test-browser: ## the report's page looked at in a real Chromium: sorted, filtered, opened, drawn within a second
+	@command -v chromium >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium; }
+	GPUGUEST_BROWSER=1 $(GO) test -count=1 -timeout 15m -run '^TestBrowser' ./internal/report
 
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...

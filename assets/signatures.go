@@ -13,3 +13,9 @@ var Signatures string
 //
 //go:embed xids.tsv
 var Xids string
+
+// Remedies is the table of what gpuguest can do by itself about a failure: tab-separated, with a header, one
+// row for each fix that a signature names. The package remedy reads it and says what each column means.
+//
+//go:embed remedies.tsv
+var Remedies string

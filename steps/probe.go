@@ -91,6 +91,9 @@ func probeFlags(in Input) string {
 	if in.Want.LinkFraction > 0 {
 		fmt.Fprintf(&b, " --threshold %g", in.Want.LinkFraction)
 	}
+	if in.Unseen {
+		b.WriteString(` $(gpus | sed 's/^/--pci /')`)
+	}
 	for _, a := range addresses(in) {
 		b.WriteString(" --pci " + sh.Quote(a))
 	}

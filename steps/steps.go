@@ -28,6 +28,11 @@ type Input struct {
 	Distro distros.Distro
 	Want   choice.Want
 	Choice choice.Choice
+	// BootScript is the script that verify-unit leaves in the guest; "": none is wanted.
+	BootScript string
+	// Unseen: the checks are for a boot to come, and the GPUs are those that the guest has then. There is one at
+	// least, or a check fails.
+	Unseen bool
 }
 
 // Step is one thing to bring about in a guest.

@@ -126,6 +126,9 @@ func init() {
 			}
 			if a := in.Facts.State.Absent; len(a) > 0 {
 				script = append(script, `rm -f -- `+sh.Join(a...))
+				if slices.ContainsFunc(a, func(p string) bool { return strings.HasPrefix(p, "/etc/systemd/system/") }) {
+					script = append(script, `systemctl daemon-reload`)
+				}
 			}
 			return []action.Action{action.Run{Title: "restore files", Script: lines(script...)}}
 		},
@@ -171,7 +174,8 @@ func init() {
 		Check: func(in Input) string {
 			return lines(
 				stateDir,
-				`[ ! -d /sys/module/nvidia ] || { echo "the nvidia module is still loaded"; exit 1; }`,
+				// Where gpuguest added no package the driver is somebody else's, and stays.
+				`[ ! -s "$S/packages" ] || [ ! -d /sys/module/nvidia ] || { echo "the nvidia module is still loaded"; exit 1; }`,
 				`[ ! -s "$S/packages" ] || {`,
 				`	now=$(mktemp)`,
 				`	trap 'rm -f "$now"' EXIT`,
@@ -200,7 +204,7 @@ func init() {
 		Apply: func(Input) []action.Action {
 			return []action.Action{action.Run{Title: "remove the record, keep the journal", Script: lines(
 				`for d in "$S"/jobs/*; do case $d in */forget-*) ;; *) rm -rf "$d" ;; esac; done`,
-				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/args" "$S/cuda-keyring.deb"`,
+				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/args" "$S/cuda-keyring.deb" "$S/verify.json" "$S/verify.due"`,
 				`mv "$S/before" "$S/before.forgotten"`,
 				`rm -rf "$S/before.forgotten"`,
 				`journal '"event":"uninstalled"'`)}}

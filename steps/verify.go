@@ -90,7 +90,7 @@ func init() {
 				`	exit 1`,
 				`fi`,
 				`count=$(printf '%s\n' "$out" | grep -c ', ') || true`,
-				fmt.Sprintf(`[ "$count" -eq %d ] || { echo "nvidia-smi lists $count of %d GPUs"; %s; exit 1; }`, len(in.Facts.GPUs), len(in.Facts.GPUs), evidence),
+				fmt.Sprintf(`[ "$count" -eq %s ] || { echo "nvidia-smi lists $count of %s GPUs"; %s; exit 1; }`, gpuCount(in), gpuCount(in), evidence),
 				`printf '%s\n' "$out" | while IFS= read -r line; do`,
 				`	version=$(printf '%s' "$line" | awk -F ', ' '{print $3}')`,
 				`	mode=$(printf '%s' "$line" | awk -F ', ' '{print $4}')`,

@@ -70,8 +70,8 @@ func init() {
 				private,
 				haveProbe(in),
 				// What a person reads is on standard error.
-				fmt.Sprintf(`set +e; timeout %d "$probe" --timeout %d --expect %d%s >"$t/json"; code=$?; set -e`,
-					probeSeconds+30, probeSeconds, len(in.Facts.GPUs), probeFlags(in)),
+				fmt.Sprintf(`set +e; timeout %d "$probe" --timeout %d --expect %s%s >"$t/json"; code=$?; set -e`,
+					probeSeconds+30, probeSeconds, gpuCount(in), probeFlags(in)),
 				`[ ! -s "$t/json" ] || `+marked(`"$t/json"`),
 				`case $code in`,
 				`0) exit 0 ;;`,

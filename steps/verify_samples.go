@@ -118,7 +118,7 @@ func (s sample) check(in Input) string {
 		`[ $code -ne 124 ] || echo "`+s.tool+fmt.Sprintf(` did not end within %d s"`, s.seconds),
 		`[ $code -eq 0 ] || { echo "exit $code"; tail -n 15 "$t/out"; exit 1; }`)
 	if s.tool == cuda.ToolDeviceQuery {
-		script = append(script, fmt.Sprintf(`grep -Eq 'NumDevs = %d([^0-9]|$)' "$t/out" || { echo "deviceQuery does not see %d GPUs"; exit 1; }`, len(in.Facts.GPUs), len(in.Facts.GPUs)))
+		script = append(script, fmt.Sprintf(`grep -Eq "NumDevs = %s([^0-9]|$)" "$t/out" || { echo "deviceQuery does not see %s GPUs"; exit 1; }`, gpuCount(in), gpuCount(in)))
 	}
 	return lines(script...)
 }

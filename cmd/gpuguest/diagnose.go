@@ -5,60 +5,135 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"gpuguest/internal/choice"
 	"gpuguest/internal/diagnosis"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/plan"
+	"gpuguest/internal/remedy"
+	"gpuguest/steps"
 )
 
-// guestLogs are the logs that a guest is asked for: a name for the verdicts, and the script that prints
-// it, at most 4 MB of its end. One that is not there prints nothing.
-var guestLogs = []struct{ name, script string }{
-	{"kernel log", `dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null || true`},
-	{"nvidia-smi", `command -v nvidia-smi >/dev/null 2>&1 || exit 0; timeout 60 nvidia-smi 2>&1 || true`},
-	{"dkms make.log", `for f in /var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`},
-	{"apt's log", `[ ! -e /var/log/apt/term.log ] || tail -c 4000000 /var/log/apt/term.log`},
-	{"nvidia-installer.log", `[ ! -e /var/log/nvidia-installer.log ] || tail -c 4000000 /var/log/nvidia-installer.log`},
-	{"cuda-installer.log", `[ ! -e /var/log/cuda-installer.log ] || tail -c 4000000 /var/log/cuda-installer.log`},
-	{"gpuguest's last job", `f=$(ls -t /var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -z "$f" ] || tail -c 4000000 "$f"`},
-	{"persistence daemon", `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`},
+// guestLog is a log that a guest is asked for: a name for the verdicts, and the script that prints it, at most
+// 4 MB of its end. One that is not there prints nothing.
+type guestLog struct {
+	name, script string
+	now          bool // it tells of this boot and of nothing before
+}
+
+var guestLogs = []guestLog{
+	{"kernel log", `dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null || true`, true},
+	{"nvidia-smi", `command -v nvidia-smi >/dev/null 2>&1 || exit 0; timeout 60 nvidia-smi 2>&1 || true`, true},
+	{"persistence daemon", `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`, true},
+	{"fabric manager", `journalctl -u nvidia-fabricmanager -b -q --no-pager -n 200 2>/dev/null || true`, true},
+	{"dkms make.log", `for f in /var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`, false},
+	// The last run of apt: what an earlier one failed at may long be put right.
+	{"apt's log", `f=/var/log/apt/term.log; [ -e $f ] || exit 0; n=$(grep -n '^Log started:' $f | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" $f | tail -c 4000000`, false},
+	{"nvidia-installer.log", `[ ! -e /var/log/nvidia-installer.log ] || tail -c 4000000 /var/log/nvidia-installer.log`, false},
+	{"cuda-installer.log", `[ ! -e /var/log/cuda-installer.log ] || tail -c 4000000 /var/log/cuda-installer.log`, false},
+	{"gpuguest's last job", `f=$(ls -t /var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -z "$f" ] || tail -c 4000000 "$f"`, false},
 }
 
 func newDiagnose(a *app) *cobra.Command {
 	var logs []string
+	var fix bool
+	var w choice.Want
+	var b bootFlags
+	var keyring string
 	c := &cobra.Command{
-		Use:   "diagnose {--host GUEST | --log FILE ...}",
+		Use:   "diagnose {--host GUEST [--fix] | --log FILE ...}",
 		Short: "Say what is wrong, where, and what to do",
 		Long: `Say what is wrong with a guest's driver, where it can be put right (in the guest, on its host, in the hardware)
 and what to do, from the logs of a guest or from files. Causes come before their symptoms. Nothing is
-changed. It exits 5 when something fatal is found.`,
+changed. It exits 5 when something fatal is found.
+
+With --fix, what can be put right in the guest is: install runs with every remedy that gpuguest has for what was
+found. One remedy is tried at a time; what helped is kept, what did not is taken back, and the guest's journal
+remembers both. Nothing is done about causes at the host or in the hardware. The other flags are those of
+install and count with --fix only; give those that the guest was installed with.`,
 		Example: `  gpuguest diagnose --host vm:5022
+  gpuguest diagnose --host vm:5022 --fix
   gpuguest diagnose --log dmesg.txt --log nvidia-installer.log
-  gpuguest diagnose --log nvidia-bug-report.log.gz --json`,
+  gpuguest diagnose --log nvidia-bug-report.log.gz --json
+  gpuguest diagnose --log bundle.tar.gz`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			var found []diagnosis.Verdict
-			var err error
 			switch {
 			case len(logs) > 0 && a.host != "":
 				return errors.New("--log and --host: one of them")
+			case len(logs) > 0 && fix:
+				return errors.New("--fix goes with --host: a file cannot be mended")
 			case len(logs) > 0:
-				found, err = readLogs(logs)
-			default:
-				found, err = a.guestVerdicts(c.Context())
+				found, err := readLogs(logs)
+				if err != nil {
+					return err
+				}
+				return a.printVerdicts(diagnosis.Rank(found), nil)
 			}
+			if err := checkWant(w); err != nil {
+				return err
+			}
+			now, before, f, err := a.guestVerdicts(c.Context())
 			if err != nil {
 				return err
 			}
-			return a.printVerdicts(diagnosis.Rank(found))
+			all := diagnosis.Rank(slices.Concat(now, before))
+			var lines []string
+			for i := range all {
+				all[i] = remedy.After(all[i], f)
+				if lines == nil && !all[i].Past {
+					lines = advice(all[i], f)
+				}
+			}
+			if !fix || !mendable(all) {
+				return a.printVerdicts(all, lines)
+			}
+			if !a.json {
+				// What is fatal now may not be in a minute: the run's own result counts.
+				_ = a.printVerdicts(all, lines)
+			}
+			w = settle(w)
+			w.Reboot = b.reboot
+			files, err := keyringFile(keyring, &w)
+			if err != nil {
+				return err
+			}
+			return a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) { return mendPlan(f, w) },
+				mending(engine.AllRemedies, &w), func(cfg *engine.Config) { cfg.First, cfg.Look = diagnosis.Rank(now), lookNow })
 		},
 	}
 	a.addReach(c)
-	c.Flags().StringArrayVar(&logs, "log", nil, "log to read, `FILE`, plain or gzip; may be given more than once")
+	c.Flags().StringArrayVar(&logs, "log", nil, "log to read, `FILE`, plain or gzip, or a bundle of collect; may be given more than once")
+	c.Flags().BoolVar(&fix, "fix", false, "put right what can be put right in the guest")
+	addWant(c, &w)
+	b.add(c)
+	addKeyring(c, &keyring)
 	return c
+}
+
+// mendable tells whether there is anything among the verdicts that gpuguest can do something about.
+func mendable(all []diagnosis.Verdict) bool {
+	return slices.ContainsFunc(all, func(v diagnosis.Verdict) bool {
+		return v.Fix != "" && !v.Past && v.Severity != diagnosis.Info && v.Where != diagnosis.Host && v.Where != diagnosis.Hardware
+	})
+}
+
+// mendPlan is install's plan for the driver that the guest's journal tells of, with what is being tried.
+func mendPlan(f facts.Facts, w choice.Want) (plan.Plan, error) {
+	w = asPlanned(f, remedy.Want(w, f.State.Journal))
+	in, err := plan.Input(f, w)
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	return plan.Build(in, steps.Install())
 }
 
 func readLogs(names []string) ([]diagnosis.Verdict, error) {
@@ -68,7 +143,7 @@ func readLogs(names []string) ([]diagnosis.Verdict, error) {
 		if err != nil {
 			return nil, err
 		}
-		v, err := diagnosis.Read(name, f)
+		v, err := readLog(name, f)
 		f.Close()
 		if err != nil {
 			return nil, err
@@ -78,19 +153,61 @@ func readLogs(names []string) ([]diagnosis.Verdict, error) {
 	return found, nil
 }
 
-func (a *app) guestVerdicts(ctx context.Context) ([]diagnosis.Verdict, error) {
+// readLog reads a log, or the logs of a bundle of collect. What cannot be read twice, as a pipe, is a log.
+func readLog(name string, f *os.File) ([]diagnosis.Verdict, error) {
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+		v, bundled, err := readBundle(name, f)
+		if bundled || err != nil {
+			return v, err
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+	}
+	return diagnosis.Read(name, f)
+}
+
+// guestVerdicts reads the guest's logs: those of this boot, and those that go further back. What was tried there
+// is in its facts.
+func (a *app) guestVerdicts(ctx context.Context) (now, before []diagnosis.Verdict, f facts.Facts, err error) {
 	conn, err := a.dial(ctx)
+	if err != nil {
+		return nil, nil, f, err
+	}
+	defer conn.Close()
+	if _, f, err = ask(ctx, conn); err != nil {
+		return nil, nil, f, err
+	}
+	for _, l := range guestLogs {
+		v, err := readGuestLog(ctx, conn, l)
+		if err != nil {
+			return nil, nil, f, err
+		}
+		if l.now {
+			now = append(now, v...)
+		} else {
+			before = append(before, v...)
+		}
+	}
+	return now, before, f, nil
+}
+
+func readGuestLog(ctx context.Context, conn *guest.Conn, l guestLog) ([]diagnosis.Verdict, error) {
+	res, err := conn.Run(ctx, guest.Command{Script: l.script, Timeout: 2 * time.Minute})
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
+	return diagnosis.Read(l.name, bytes.NewReader(res.Stdout))
+}
+
+// lookNow is a diagnosis of the boot at hand alone: what an old log tells of stays there for ever.
+func lookNow(ctx context.Context, conn *guest.Conn) ([]diagnosis.Verdict, error) {
 	var found []diagnosis.Verdict
 	for _, l := range guestLogs {
-		res, err := conn.Run(ctx, guest.Command{Script: l.script, Timeout: 2 * time.Minute})
-		if err != nil {
-			return nil, err
+		if !l.now {
+			continue
 		}
-		v, err := diagnosis.Read(l.name, bytes.NewReader(res.Stdout))
+		v, err := readGuestLog(ctx, conn, l)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +219,8 @@ func (a *app) guestVerdicts(ctx context.Context) ([]diagnosis.Verdict, error) {
 // errFatalVerdict makes the exit code of a diagnosis that found something fatal.
 var errFatalVerdict = errors.New("something fatal was found")
 
-func (a *app) printVerdicts(all []diagnosis.Verdict) error {
+// printVerdicts prints verdicts, and the lines that say exactly what to change where gpuguest does not reach.
+func (a *app) printVerdicts(all []diagnosis.Verdict, lines []string) error {
 	var fatal error
 	for _, v := range all {
 		if v.Severity == diagnosis.Fatal && !v.Past {
@@ -113,7 +231,11 @@ func (a *app) printVerdicts(all []diagnosis.Verdict) error {
 		if all == nil {
 			all = []diagnosis.Verdict{}
 		}
-		return errors.Join(a.writeJSON(map[string]any{"verdicts": all}), fatal)
+		said := map[string]any{"verdicts": all}
+		if lines != nil {
+			said["advice"] = lines
+		}
+		return errors.Join(a.writeJSON(said), fatal)
 	}
 	shown := 0
 	for _, v := range all {
@@ -125,6 +247,9 @@ func (a *app) printVerdicts(all []diagnosis.Verdict) error {
 	}
 	if shown == 0 {
 		fmt.Fprintln(a.out, "nothing known is wrong")
+	}
+	for _, l := range lines {
+		fmt.Fprintln(a.out, l)
 	}
 	return fatal
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +19,7 @@ import (
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
+	"gpuguest/internal/report"
 	"gpuguest/steps"
 )
 
@@ -35,7 +35,7 @@ type bootFlags struct {
 func (b *bootFlags) add(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&b.reboot, "reboot", choice.RebootIfNeeded, "when to reboot the guest, `WHEN`: if-needed, never or always")
-	f.IntVar(&b.maxReboots, "max-reboots", 3, "`N` reboots in one run; one more is an error")
+	f.IntVar(&b.maxReboots, "max-reboots", 5, "`N` reboots in one run; one more is an error, and no remedy is tried that could take one more")
 	f.DurationVar(&b.rebootTimeout, "reboot-timeout", 10*time.Minute, "how long the guest may take to come back")
 	f.StringVar(&b.powerCycle, "power-cycle-cmd", "", "`COMMAND` run here when the guest does not come back from a reboot")
 	f.DurationVar(&b.busyWait, "busy-wait", 75*time.Second, "how long to wait while another gpuguest works on the guest")
@@ -54,17 +54,23 @@ func newInstall(a *app) *cobra.Command {
 	var b bootFlags
 	var m methods
 	var keyring string
+	var noFix bool
 	c := &cobra.Command{
 		Use:   "install --host GUEST",
 		Short: "Install and verify the NVIDIA driver in a guest",
 		Long: `Install the NVIDIA driver in a guest, reboot it when something that was changed needs that, and prove
 that the driver works. What is done already is left alone, so the same command may be run again at any
-time: after it succeeded it changes nothing, after it failed or was cut off it goes on.`,
+time: after it succeeded it changes nothing, after it failed or was cut off it goes on.
+
+When a proof fails for a cause that gpuguest knows and can do something about safely, it does: it tries the
+remedy, reboots if that takes it, looks again, keeps what helped and takes back what did not. "gpuguest plan"
+says what it would try; --no-fix switches it off.`,
 		Example: `  gpuguest install --host vm:5022
   gpuguest install --host root@vm --driver 580 --flavor open
   gpuguest install --host vm --kernel-arg pci=realloc
   gpuguest install --host vm --cuda auto
   gpuguest install --host vm --runfile NVIDIA-Linux-x86_64-390.42.run --cuda 9.1 --cuda-source runfile
+  gpuguest install --host vm --html vm.html --junit vm.xml
   gpuguest install --host image-builder --no-gpu --device 10de:1eb8 --reboot never`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
@@ -72,19 +78,19 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 				return err
 			}
 			w.Reboot = b.reboot
-			files := make(map[string]string)
+			files, err := keyringFile(keyring, &w)
+			if err != nil {
+				return err
+			}
 			closeFiles, err := m.settle(&w, files)
 			defer func() { err = errors.Join(err, closeFiles()) }()
 			if err != nil {
 				return err
 			}
 			w = settle(w)
-			if keyring != "" {
-				sum, err := sha256File(keyring)
-				if err != nil {
-					return err
-				}
-				files[sum], w.KeyringSent = keyring, true
+			policy := engine.SafeRemedies
+			if noFix {
+				policy = engine.NoRemedies
 			}
 			return a.writeCert(&m, a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
 				in, err := plan.Input(f, w)
@@ -92,15 +98,35 @@ time: after it succeeded it changes nothing, after it failed or was cut off it g
 					return plan.Plan{}, err
 				}
 				return plan.Build(in, steps.Install())
-			}))
+			}, mending(policy, &w)))
 		},
 	}
 	a.addReach(c)
 	addWant(c, &w)
 	m.add(c, &w)
 	b.add(c)
-	c.Flags().StringVar(&keyring, "keyring", "", "NVIDIA's keyring package, `FILE`: send it instead of having the guest fetch it")
+	a.files.add(c)
+	addKeyring(c, &keyring)
+	c.Flags().BoolVar(&noFix, "no-fix", false, "when a proof fails, say why and try no remedy")
 	return c
+}
+
+func addKeyring(c *cobra.Command, keyring *string) {
+	c.Flags().StringVar(keyring, "keyring", "", "NVIDIA's keyring package, `FILE`: send it instead of having the guest fetch it")
+}
+
+// keyringFile returns the files that the plan may send, by SHA-256, and tells w of the keyring.
+func keyringFile(name string, w *choice.Want) (map[string]string, error) {
+	files := make(map[string]string)
+	if name == "" {
+		return files, nil
+	}
+	sum, err := sha256File(name)
+	if err != nil {
+		return nil, err
+	}
+	files[sum], w.KeyringSent = name, true
+	return files, nil
 }
 
 func sha256File(name string) (string, error) {
@@ -118,8 +144,11 @@ func sha256File(name string) (string, error) {
 
 // converge brings one guest to what makePlan says and prints the report. files are those that the plan
 // may send, by SHA-256.
-func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error)) error {
+func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error), tune ...func(*engine.Config)) error {
 	if err := b.check(); err != nil {
+		return err
+	}
+	if err := a.files.check(); err != nil {
 		return err
 	}
 	if _, err := a.guestConfig(); err != nil {
@@ -127,26 +156,21 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	}
 	ui := newUI(a.err, a.host)
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Tell: ui.tell, Hint: knownCause,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Tell: ui.tell, Hint: knownCause, Advice: advice,
 		Owner: owner(), LockWait: b.busyWait,
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
 		Patience: 5 * time.Minute,
 	}
+	cfg.Recall, cfg.Remember = recall(a.host, a.port)
 	if a.logDir != "" {
 		cfg.Logs = a.openLog
 	}
-	report, err := engine.Run(ctx, cfg)
+	for _, f := range tune {
+		f(&cfg)
+	}
+	result, err := engine.Run(ctx, cfg)
 	ui.close()
-	if a.json {
-		if jerr := a.writeJSON(report); err == nil {
-			err = jerr
-		}
-		return err
-	}
-	if perr := printReport(a.out, report); err == nil {
-		err = perr
-	}
-	return err
+	return a.tellResult(report.New(result, exitCode(err), time.Now()), err)
 }
 
 // dialer asks for each secret once and dials again with it.
@@ -216,47 +240,4 @@ func (a *app) openLog(job string) (io.WriteCloser, error) {
 		return nil, err
 	}
 	return os.OpenFile(filepath.Join(dir, job+".log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-}
-
-// printReport writes what a person reads in ten seconds.
-func printReport(w io.Writer, r engine.Report) error {
-	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	if r.Distro != "" {
-		fmt.Fprintf(tab, "%s: %s, kernel %s\n", r.Host, r.Distro, r.Kernel)
-	}
-	for _, g := range r.GPUs {
-		fmt.Fprintf(tab, "  GPU %s\n", g)
-	}
-	tab.Flush()
-	for _, warning := range r.Warnings {
-		fmt.Fprintf(w, "  ! %s\n", warning)
-	}
-	for _, s := range r.Steps {
-		detail := firstLine(s.Detail)
-		if s.State == engine.Failed {
-			detail = ""
-		}
-		fmt.Fprintf(tab, "  %s\t%s\t%s\n", mark(s.State), s.ID, detail)
-	}
-	tab.Flush()
-	if len(r.Steps) > 0 {
-		fmt.Fprintf(w, "%s: %s", r.Host, r.Result)
-		if r.Driver != "" {
-			fmt.Fprintf(w, ", driver %s %s", r.Driver, r.Flavor)
-		}
-		fmt.Fprintf(w, ", %s, %d commands over %s in %s\n", plural(r.Reboots, "reboot"), r.Execs, plural(r.Connections, "connection"), seconds(r.Seconds))
-	}
-	return nil
-}
-
-func mark(state string) string {
-	switch state {
-	case engine.Met:
-		return "ok"
-	case engine.Changed:
-		return "changed"
-	case engine.Failed:
-		return "FAILED"
-	}
-	return state
 }

@@ -14,6 +14,7 @@ import (
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
+	"gpuguest/internal/remedy"
 	"gpuguest/steps"
 )
 
@@ -52,6 +53,9 @@ is asked which steps are met already; with --facts a recording is planned for an
 			f, outcomes, p, err := a.makePlan(c.Context(), recording, w)
 			if err != nil {
 				return a.writeCert(&m, err)
+			}
+			if p.Remedies, err = remedy.Promises(w, f); err != nil {
+				return err
 			}
 			switch format {
 			case "json":

@@ -44,6 +44,7 @@ type app struct {
 	reach
 	json   bool
 	logDir string
+	files  reportFiles
 	// reported: the command's JSON is written already, with its error in it.
 	reported bool
 }
@@ -75,6 +76,11 @@ func (a *app) complain(err error) {
 	}
 	if h := hint(err); h != "" {
 		fmt.Fprintf(a.err, "gpuguest: hint: %s\n", h)
+	}
+	if step != nil {
+		for _, line := range step.Advice {
+			fmt.Fprintf(a.err, "  %s\n", line)
+		}
 	}
 	if a.json && !a.reported {
 		problem := engine.Problem{Message: err.Error(), Hint: hint(err)}
@@ -111,7 +117,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newHypervisor(a), newDistros(a), newVersion(a),
+		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}

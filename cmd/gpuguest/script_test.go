@@ -27,10 +27,15 @@ func TestCommandLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	results, err := filepath.Abs(filepath.Join("..", "..", "internal", "report", "testdata"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("..", "..", "testdata", "cli"),
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GUESTS", guests)
+			e.Setenv("RESULTS", results)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("SSH_AUTH_SOCK", "")
 			return nil

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
+	"gpuguest/internal/report"
 	"gpuguest/steps"
 )
 
@@ -24,6 +29,8 @@ type status struct {
 	Undoable bool            `json:"undoable"`
 	Added    []string        `json:"packages_added"`
 	Files    []string        `json:"files_changed"`
+	// Verified is what gpuguest-verify.service left of the boot that it verified; nil: there is no such result.
+	Verified *report.Guest `json:"verified,omitempty"`
 }
 
 func newStatus(a *app) *cobra.Command {
@@ -46,6 +53,9 @@ owed and by what, and what uninstall would take back. Nothing is changed.`,
 				return err
 			}
 			s := makeStatus(a.host, f)
+			if s.Verified, err = verified(c.Context(), conn); err != nil {
+				return err
+			}
 			if a.json {
 				return a.writeJSON(s)
 			}
@@ -54,6 +64,20 @@ owed and by what, and what uninstall would take back. Nothing is changed.`,
 	}
 	a.addReach(c)
 	return c
+}
+
+// verified reads what the guest's own verification left, nil when there is none or it cannot be read: a status that
+// fails for that would hide the rest.
+func verified(ctx context.Context, conn *guest.Conn) (*report.Guest, error) {
+	res, err := conn.Run(ctx, guest.Command{Script: `cat /var/lib/gpuguest/verify.json 2>/dev/null || true`, Timeout: time.Minute})
+	if err != nil {
+		return nil, err
+	}
+	found, err := report.Read("verify.json", bytes.NewReader(res.Stdout))
+	if err != nil || len(found) != 1 {
+		return nil, nil
+	}
+	return &found[0], nil
 }
 
 func makeStatus(host string, f facts.Facts) status {
@@ -66,6 +90,13 @@ func makeStatus(host string, f facts.Facts) status {
 }
 
 func (a *app) printStatus(s status) error {
+	if g := s.Verified; g != nil {
+		fmt.Fprintf(a.out, "verified at boot, %s: %s", g.Time.Format("2006-01-02 15:04:05"), g.Outcome())
+		if f, failed := g.Failure(); failed {
+			fmt.Fprintf(a.out, ": %s", printable(f.Title()))
+		}
+		fmt.Fprintln(a.out)
+	}
 	if len(s.Journal) == 0 {
 		fmt.Fprintf(a.out, "%s: gpuguest never changed anything here\n", s.Host)
 		return nil
@@ -81,6 +112,9 @@ func (a *app) printStatus(s status) error {
 		if r.Reason != "" {
 			what = r.Reason
 		}
+		if r.Remedy != "" {
+			what = r.Remedy + " for " + r.Cause
+		}
 		if r.Exit != 0 {
 			what += fmt.Sprintf(" (exit %d)", r.Exit)
 		}
@@ -92,7 +126,7 @@ func (a *app) printStatus(s status) error {
 	}
 	tab.Flush()
 	if s.Torn > 0 {
-		fmt.Fprintf(a.out, "%s unreadable, as a power cut leaves them\n", plural(s.Torn, "record"))
+		fmt.Fprintf(a.out, "%s unreadable, as a power cut leaves them\n", report.Count(s.Torn, "record"))
 	}
 	fmt.Fprintf(a.out, "jobs at work: %s\n", listOr(s.Jobs, "none"))
 	owed := make([]string, len(s.Owed))
@@ -101,7 +135,7 @@ func (a *app) printStatus(s status) error {
 	}
 	fmt.Fprintf(a.out, "reboot owed by: %s\n", listOr(owed, "nothing"))
 	if s.Undoable {
-		fmt.Fprintf(a.out, "uninstall would take back %s and %s\n", plural(len(s.Added), "package"), plural(len(s.Files), "file"))
+		fmt.Fprintf(a.out, "uninstall would take back %s and %s\n", report.Count(len(s.Added), "package"), report.Count(len(s.Files), "file"))
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"gpuguest/internal/engine"
+	"gpuguest/internal/report"
 )
 
 // ui shows one run's events.
@@ -88,7 +89,7 @@ func (u *ui) draw() {
 	u.drawn = time.Now()
 	text := u.step
 	if !u.since.IsZero() {
-		text += fmt.Sprintf(" %s", seconds(time.Since(u.since).Seconds()))
+		text += fmt.Sprintf(" %s", report.Seconds(time.Since(u.since).Seconds()))
 	}
 	if u.line != "" {
 		text += "  " + u.line
@@ -143,7 +144,7 @@ func (u *ui) tell(e engine.Event) {
 		}
 	case engine.StepEnded:
 		if e.State == engine.Changed && !u.since.IsZero() {
-			u.say("%d/%d %s: %s, %s", e.Index, e.Of, e.Step, e.State, seconds(time.Since(u.since).Seconds()))
+			u.say("%d/%d %s: %s, %s", e.Index, e.Of, e.Step, e.State, report.Seconds(time.Since(u.since).Seconds()))
 		}
 		u.line, u.since = "", time.Time{}
 		if u.bar != nil {
@@ -156,7 +157,7 @@ func (u *ui) tell(e engine.Event) {
 		u.step, u.line, u.since = "waiting for "+u.host+" to boot", "", time.Now()
 		u.draw()
 	case engine.Rebooted:
-		u.say("booted, %s", seconds(time.Since(u.since).Seconds()))
+		u.say("booted, %s", report.Seconds(time.Since(u.since).Seconds()))
 		u.since = time.Time{}
 	case engine.Reconnecting:
 		u.say("%s; dialling again", printable(e.Text))
@@ -187,26 +188,4 @@ func cut(s string, width int) string {
 		return s
 	}
 	return string(r[:width-1]) + "…"
-}
-
-func seconds(s float64) string {
-	switch {
-	case s < 10:
-		return fmt.Sprintf("%.1f s", s)
-	case s < 120:
-		return fmt.Sprintf("%.0f s", s)
-	}
-	return fmt.Sprintf("%d min %02d s", int(s)/60, int(s)%60)
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
 }

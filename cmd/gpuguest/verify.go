@@ -17,9 +17,10 @@ import (
 func newVerify(a *app) *cobra.Command {
 	var w choice.Want
 	var b bootFlags
+	var unit bool
 	c := &cobra.Command{
 		Use:   "verify --host GUEST",
-		Short: "Prove that a guest's NVIDIA driver and CUDA work, and change nothing",
+		Short: "Prove that a guest's NVIDIA driver and CUDA work",
 		Long: `Prove that a guest's NVIDIA driver works: bound to every GPU, module, libraries and firmware at one version
 and at the one that was planned, persistence on, the temperature read, and the next boot safe. Then prove that
 CUDA works on every GPU: kernels with checked results, memory patterns, copies held against the PCIe link,
@@ -27,12 +28,19 @@ managed memory, and the ways between GPUs. Nothing is changed in the guest; wher
 install, one is compiled in a folder of its own that is taken away again. A driver that gpuguest did not install
 is held against itself: its own version and flavor.
 
-With --with, NVIDIA's own programs are run as well, from wherever the guest has them.`,
+With --with, NVIDIA's own programs are run as well, from wherever the guest has them.
+
+--install-unit is the one exception: it leaves gpuguest-verify.service in the guest, and one script that it runs.
+At the next boot, once, they make the same checks without gpuguest and write what --json prints to
+/var/lib/gpuguest/verify.json. With --no-gpu, for an image, the checks are about the GPUs that are there at
+that boot. uninstall takes the unit back.`,
 		Example: `  gpuguest verify --host vm:5022
   gpuguest verify --host vm --json
   gpuguest verify --host vm --with deviceQuery,nvbandwidth
   gpuguest verify --host vm --without-cuda
-  gpuguest verify --host vm --driver 580.95.05`,
+  gpuguest verify --host vm --driver 580.95.05
+  gpuguest verify --host vm --html vm.html --prometheus vm.prom
+  gpuguest verify --host image-builder --no-gpu --install-unit`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkWant(w); err != nil {
@@ -49,6 +57,9 @@ With --with, NVIDIA's own programs are run as well, from wherever the guest has 
 				if err != nil {
 					return plan.Plan{}, err
 				}
+				if unit {
+					return plan.ProofsWithUnit(in, steps.Install())
+				}
 				return plan.Proofs(in, steps.Install())
 			})
 		},
@@ -57,26 +68,34 @@ With --with, NVIDIA's own programs are run as well, from wherever the guest has 
 	addWant(c, &w)
 	c.Flags().StringSliceVar(&w.With, "with", nil, "NVIDIA's own `PROGRAMS` to run too, as far as the guest has them: "+strings.Join(steps.Samples(), ", "))
 	_ = c.RegisterFlagCompletionFunc("with", cobra.FixedCompletions(steps.Samples(), cobra.ShellCompDirectiveNoFileComp))
+	a.files.add(c)
+	c.Flags().BoolVar(&unit, "install-unit", false, "also leave a systemd unit in the guest that runs the same checks once, at its next boot")
 	return c
 }
 
 // installed is what verify holds the guest against: the plan that the journal tells of, else the driver
 // that is there.
 func installed(f facts.Facts, w choice.Want) (steps.Input, error) {
-	records, _ := engine.ParseJournal(f.State.Journal)
-	for _, r := range records {
-		if r.Step == "driver" && r.Event == "end" {
-			w = planned(w, r)
-		}
-		if r.Event == "uninstalled" {
-			w.Driver = ""
-		}
-	}
-	in, err := plan.Installed(f, w)
+	in, err := plan.Installed(f, asPlanned(f, w))
 	if err != nil {
 		return in, fmt.Errorf("verify: %w", err)
 	}
 	return in, nil
+}
+
+// asPlanned fills what the user left open with what the journal says was planned for the driver in the guest.
+func asPlanned(f facts.Facts, w choice.Want) choice.Want {
+	records, _ := engine.ParseJournal(f.State.Journal)
+	var last engine.Record
+	for _, r := range records {
+		switch {
+		case r.Step == "driver" && r.Event == "end":
+			last = r
+		case r.Event == "uninstalled":
+			last = engine.Record{}
+		}
+	}
+	return planned(w, last)
 }
 
 // planned fills what the user left open with what the journal says was planned.

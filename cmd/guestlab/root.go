@@ -62,7 +62,7 @@ func (o *options) addBoot(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.IntVar(&o.port, "port", 5022, "port on 127.0.0.1 that leads to the guest's SSH; 0 takes a free one")
 	f.StringSliceVar(&o.gpus, "device", []string{lab.DefaultGPU}, `pretend GPUs, vendor:device[:subvendor:subdevice], or "none"`)
-	f.StringVar(&o.mode, "mode", lab.ModeOK, "windows of the pretend GPU: ok, needs-realloc or no-window")
+	f.StringVar(&o.mode, "mode", lab.ModeOK, "windows of the pretend GPU: ok, needs-realloc, needs-realloc-off, too-small or no-window")
 	f.IntVar(&o.memory, "memory", 0, "the guest's memory in MiB (default 3072)")
 	f.StringVar(&o.dir, "dir", "", "directory that keeps the guest's disk and console (default a temporary one)")
 }

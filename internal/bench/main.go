@@ -69,6 +69,7 @@ var rows = []row{
 	{"ansible", true, besideAnsible},
 	{"reboot", false, reboots},
 	{"upload", false, uploads},
+	{"page", false, pages},
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
@@ -146,7 +147,7 @@ func choose(names string) ([]row, error) {
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, ansible, reboot and upload", name)
+			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, ansible, reboot, upload and page", name)
 		}
 		chosen = append(chosen, rows[i])
 	}

@@ -4,7 +4,9 @@
 package choice
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"time"
 
 	"gpuguest/distros"
@@ -41,6 +43,10 @@ type Want struct {
 	KeyringSent   bool     // the keyring package is sent by the client and not fetched by the guest
 	KernelArgs    []string // extra kernel arguments
 	DropArgs      []string // extra kernel arguments of an earlier run that are to go
+	ModuleOptions []string // options of kernel modules, "nvidia_uvm uvm_disable_hmm=1"
+	DropOptions   []string // such options of an earlier run that are to go
+	Firmware      bool     // the initramfs carries the GSP firmware
+	DropFirmware  bool     // the initramfs is no longer given it
 	HoldKernel    bool
 	NoGPU         bool     // the guest has no GPU: prove what can be proved
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"
@@ -95,6 +101,11 @@ type GPU struct {
 	Flavor  string // the flavor it must have, "" either will do
 
 	Capability string // CUDA compute capability, "7.5"; "" unknown
+}
+
+// Title is the GPU in one line: "0000:01:00.0 Tesla T4 (10de:1eb8)".
+func (g GPU) Title() string {
+	return fmt.Sprintf("%s %s (%s)", g.Address, cmp.Or(g.Name, "unknown GPU"), g.ID)
 }
 
 // Refusal says that what was asked for cannot be, before anything in the guest changed.

@@ -166,8 +166,6 @@ func TestMakeDecides(t *testing.T) {
 				f.Offered = map[string]string{"nvidia-utils-580-server": "595.71.05-0ubuntu0.22.04.1"}
 			},
 			get: "distro 595 open dkms: nvidia-headless-595-server-open nvidia-utils-595-server libnvidia-compute-595-server nvidia-compute-utils-595-server"},
-		{name: "an NVSwitch", as: "debian:12", gpus: []string{a100}, edit: func(f *facts.Facts) { f.Other = []facts.PCI{{Address: "0000:05:00.0", Class: "068000"}} },
-			get: "nvidia 580 open dkms: nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-persistenced (nvidia-driver-pinning-580)", warn: "fabric manager"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f, d := guest(t, c.as, c.gpus...)

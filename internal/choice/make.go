@@ -741,12 +741,6 @@ func (r *request) caveats(c candidate) []string {
 	if r.f.Secure.EFI && r.f.Secure.State == "" {
 		warn("whether the firmware enforces Secure Boot is not known")
 	}
-	for _, p := range r.f.Other {
-		if strings.HasPrefix(p.Class, "0680") {
-			warn("an NVSwitch (%s) is passed through: CUDA needs the fabric manager too, which this release does not install", p.Address)
-			break
-		}
-	}
 	return out
 }
 

@@ -112,7 +112,7 @@ func TestProbeTellsEachFailure(t *testing.T) {
 		code   int
 		advice string
 	}{
-		{"error 3", []string{"STUB_INIT=3"}, nil, 1, "init", none, 3, "nvidia_uvm.uvm_disable_hmm=1"},
+		{"error 3", []string{"STUB_INIT=3"}, nil, 1, "init", none, 3, "uvm_disable_hmm=1"},
 		{"error 35", []string{"STUB_INIT=35"}, nil, 1, "init", none, 35, "libcuda is missing, or older"},
 		{"error 100", []string{"STUB_INIT=100"}, nil, 1, "init", none, 100, "no usable GPU"},
 		{"error 802", []string{"STUB_INIT=802"}, nil, 1, "init", none, 802, "fabric manager"},
@@ -131,8 +131,8 @@ func TestProbeTellsEachFailure(t *testing.T) {
 		{"bad memory", []string{"STUB_GPUS=2", "STUB_MEMORY=1"}, nil, 1, "memory-pattern", 1, 0, "memory does not keep"},
 		{"bytes lost on the way", []string{"STUB_GPUS=1", "STUB_COPY=0"}, nil, 1, "copy", 0, 0, "PCIe errors"},
 		{"slow link", []string{"STUB_GPUS=1", "STUB_GBPS=0.05"}, nil, 1, "link-bandwidth", 0, 0, "IOMMU"},
-		{"managed memory fails", []string{"STUB_GPUS=1", "STUB_UVM=3"}, nil, 1, "uvm", 0, 3, "nvidia_uvm.uvm_disable_hmm=1"},
-		{"managed memory fails where the CPU must keep off", []string{"STUB_GPUS=1", "STUB_UVM=3", "STUB_NO_CONCURRENT=1"}, nil, 1, "uvm", 0, 3, "nvidia_uvm.uvm_disable_hmm=1"},
+		{"managed memory fails", []string{"STUB_GPUS=1", "STUB_UVM=3"}, nil, 1, "uvm", 0, 3, "uvm_disable_hmm=1"},
+		{"managed memory fails where the CPU must keep off", []string{"STUB_GPUS=1", "STUB_UVM=3", "STUB_NO_CONCURRENT=1"}, nil, 1, "uvm", 0, 3, "uvm_disable_hmm=1"},
 		{"what peers send is wrong", []string{"STUB_GPUS=2", "STUB_PEER=wrong"}, nil, 1, "peer", 1, 0, "ACS"},
 		{"hang", []string{"STUB_GPUS=2", "STUB_HANG=1"}, []string{"--timeout", "2"}, 1, "hang", 1, 0, "does not answer"},
 		{"crash", []string{"STUB_GPUS=1", "STUB_CRASH=0"}, nil, 1, "crash", 0, 0, "library crashed"},

@@ -48,7 +48,7 @@ func TestEverySignatureMatchesItsOwnLineAndNoOther(t *testing.T) {
 
 var (
 	idForm   = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+)*$`)
-	fixForm  = regexp.MustCompile(`^(kernel-arg \S+|step [a-z-]+|flavor (open|proprietary)|reboot)$`)
+	fixForm  = regexp.MustCompile(`^(kernel-arg \S+|module-option \S+ \S+|initramfs firmware|step [a-z-]+|flavor (open|proprietary)|reboot)$`)
 	argument = regexp.MustCompile(`\$\{(\d)\}`)
 )
 

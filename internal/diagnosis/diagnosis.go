@@ -37,8 +37,9 @@ type Verdict struct {
 	Cause    string `json:"cause"`
 	Remedy   string `json:"remedy"` // what to do next, one imperative sentence without its full stop
 
-	// Fix is what gpuguest can safely do by itself: "kernel-arg pci=realloc", "step headers", "flavor open",
-	// "reboot"; empty where nothing is. Once it was applied and the line is still there, Tried tells what next.
+	// Fix is what gpuguest can do by itself, a row of assets/remedies.tsv: "kernel-arg pci=realloc", "step
+	// headers", "flavor open", "reboot"; empty where nothing is. Once it was applied and the line is still there,
+	// Tried tells what next.
 	Fix string `json:"fix,omitempty"`
 
 	Evidence string `json:"evidence"` // the line, without control characters, at most 300 bytes
@@ -82,7 +83,9 @@ func (v Verdict) Tried(fix string) Verdict {
 	}
 	if at+1 < len(s.Fixes) {
 		v.Fix = s.Fixes[at+1]
-		v.Remedy = nextRemedy(v.Fix)
+		if arg, ok := strings.CutPrefix(v.Fix, kernelArg); ok {
+			v.Remedy = "The argument before it did not help; install with `--kernel-arg " + arg + "`"
+		}
 		return v
 	}
 	v.Fix = ""
@@ -124,13 +127,6 @@ func hasArg(cmdline, arg string) bool {
 		}
 	}
 	return false
-}
-
-func nextRemedy(fix string) string {
-	if arg, ok := strings.CutPrefix(fix, kernelArg); ok {
-		return "The argument before it did not help; install with `--kernel-arg " + arg + "`"
-	}
-	return "What was tried before did not help; run `gpuguest install` again"
 }
 
 // Rank puts verdicts in the order a person should read them and leaves each out but once: a cause before the

@@ -9,6 +9,7 @@ import (
 
 	"gpuguest/internal/choice"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/remedy"
 	"gpuguest/steps"
 )
 
@@ -36,7 +37,7 @@ func (r *run) boot(ctx context.Context, changed bool) (verdict, error) {
 	if r.report.Reboots >= r.MaxReboots {
 		return done, fmt.Errorf("%w: %d done, and another is owed: %s", ErrBootLoop, r.report.Reboots, reason)
 	}
-	if err := r.record(ctx, Record{Event: "reboot", Reason: reason}); err != nil {
+	if err := r.write(ctx, Record{Event: "reboot", Reason: reason}); err != nil {
 		return done, err
 	}
 	r.tell(Event{Kind: Rebooting, Text: reason})
@@ -64,6 +65,12 @@ func (r *run) boot(ctx context.Context, changed bool) (verdict, error) {
 
 // reason says why a boot is owed, "" when none is.
 func (r *run) reason(owed []steps.ID) string {
+	if t, open := remedy.Open(remedy.Trials(r.facts.State.Journal)); open && t.Boot == r.facts.BootID {
+		// Also where nothing else asks for it: what the kernel said of the failure stands in its log until then.
+		if m, ok := remedy.Lookup(t.Fix); ok && m.Boots {
+			return t.Fix + " is tried for " + t.Cause
+		}
+	}
 	if len(owed) > 0 {
 		names := make([]string, len(owed))
 		for i, id := range owed {

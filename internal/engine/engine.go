@@ -22,9 +22,11 @@ import (
 	"gpuguest/assets"
 	"gpuguest/distros"
 	"gpuguest/internal/action"
+	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
+	"gpuguest/internal/remedy"
 	"gpuguest/internal/sh"
 	"gpuguest/steps"
 )
@@ -49,6 +51,15 @@ type Config struct {
 	PowerCycle     func(context.Context) error // last resort when the guest does not come back; nil: none
 
 	Patience time.Duration // how long a lost connection is dialled again
+
+	Recall   func() []byte // the facts that this guest gave when it was last seen, nil unknown; only speed depends on them
+	Remember func([]byte)  // keeps the facts of this run for the next; both nil: nothing is kept
+
+	Remedies Remedies                                                        // which may be tried when a step fails
+	Against  func(remedy.Remedy, facts.Facts) string                         // what the user's own words say against one, "" nothing; nil: nothing does
+	First    []diagnosis.Verdict                                             // what a diagnosis before the run found, ranked: its remedies are tried first
+	Look     func(context.Context, *guest.Conn) ([]diagnosis.Verdict, error) // what such a diagnosis finds now; nil: nothing
+	Advice   func(diagnosis.Verdict, facts.Facts) []string                   // lines that say exactly what to change where gpuguest cannot; nil: none
 }
 
 // Event is one moment of a run, for whoever shows it.
@@ -86,8 +97,8 @@ const (
 // Run brings the guest to what the plan says. The report is filled as far as the run came, also when it
 // fails. Errors are those of guest, of Config.Plan, a *StepError, ErrBootLoop or ErrDetached.
 func Run(ctx context.Context, c Config) (Report, error) {
-	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int), data: make(map[steps.ID]string)}
-	r.report.Host = c.Host
+	r := &run{Config: c, began: time.Now(), changes: make(map[steps.ID]int), data: make(map[steps.ID]string), redone: make(map[string]bool)}
+	r.report.Host, r.report.Found = c.Host, c.First
 	err := r.converge(ctx)
 	if r.conn != nil {
 		r.report.Execs += r.conn.Execs()
@@ -97,6 +108,10 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	r.report.Seconds = time.Since(r.began).Seconds()
 	r.report.GuestTime = r.inGuest.Seconds()
 	r.report.Result = "done"
+	r.conclude(err)
+	if err == nil && r.Remember != nil && !r.guessed {
+		r.Remember(r.raw)
+	}
 	if err != nil {
 		r.report.Result = "failed"
 		r.report.Error = problem(err)
@@ -114,6 +129,7 @@ func problem(err error) *Problem {
 	}
 	if s, ok := errors.AsType[*StepError](err); ok {
 		p.Step, p.Hint, p.Tail = s.Step, s.Hint, s.Tail
+		p.Verdict, p.Tried, p.Advice = s.Verdict, s.Tried, s.Advice
 	}
 	if s, ok := errors.AsType[*plan.Refusal](err); ok {
 		p.Step, p.Hint = s.Step, s.Hint
@@ -132,11 +148,16 @@ type run struct {
 	report  Report
 	began   time.Time
 	inGuest time.Duration
+	raw     []byte              // the facts as the guest printed them
+	guess   *guess              // what was asked along with them
+	guessed bool                // the last guess was right
 	boots   string              // the kernel that the last reboot was to start, "" none asked for yet
 	kept    int                 // raw logs written
 	warned  []string            // what steps warned of, in this run
-	changes map[steps.ID]int    // how often a step had to be brought about
+	changes map[steps.ID]int    // how often a step had to be brought about since a remedy was last tried
 	data    map[steps.ID]string // what the last look at a step found for programs, as JSON
+	left    *diagnosis.Verdict  // what the diagnosis began with and no remedy helped
+	redone  map[string]bool     // verdicts for which the run went back to the step that sees to them
 }
 
 // quietAfter is how long a step may print nothing before the user is told what it is at. Building an
@@ -157,6 +178,11 @@ func (r *run) converge(ctx context.Context) error {
 	lost := 0
 	for {
 		v, err := r.pass(ctx)
+		if failed, ok := errors.AsType[*StepError](err); ok {
+			v, err = r.cure(ctx, failed)
+		} else if err == nil && v == done {
+			v, err = r.settle(ctx)
+		}
 		switch {
 		case errors.Is(err, guest.ErrDisconnected) && ctx.Err() == nil && lost < 20:
 			lost++
@@ -167,7 +193,7 @@ func (r *run) converge(ctx context.Context) error {
 		case err != nil:
 			return err
 		case v == done:
-			return nil
+			return r.symptom()
 		}
 	}
 }
@@ -181,6 +207,11 @@ func (r *run) pass(ctx context.Context) (verdict, error) {
 			Hint: "look at the bootloader's default entry; gpuguest built the driver for " + r.boots}
 	}
 	r.boots = ""
+	if r.First != nil {
+		if err := r.begin(ctx); err != nil {
+			return done, err
+		}
+	}
 	p, err := r.Plan(r.facts)
 	if err != nil {
 		return done, err
@@ -189,7 +220,7 @@ func (r *run) pass(ctx context.Context) (verdict, error) {
 	r.describe()
 	items := p.Items()
 	r.tell(Event{Kind: Planned, Of: len(items)})
-	outcomes, err := r.check(ctx, items)
+	outcomes, err := r.outcomes(ctx, items)
 	if err != nil {
 		return done, err
 	}
@@ -217,12 +248,14 @@ func (r *run) look(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("facts: %w", err)
 		}
-		r.facts = f
+		r.facts, r.raw = f, raw
 		r.journal, _ = ParseJournal(f.State.Journal)
 		open := slices.DeleteFunc(slices.Clone(f.State.Jobs), func(name string) bool { return gone[name] })
 		if len(open) == 0 {
 			return nil
 		}
+		// What was checked while a job of an earlier run was at work says nothing.
+		r.guess = nil
 		for _, name := range open {
 			r.tell(Event{Kind: Notice, Text: "following " + name + ", which an earlier run started"})
 			res, err := r.follow(ctx, name, 0, 0, "")
@@ -240,13 +273,23 @@ func (r *run) look(ctx context.Context) error {
 func (r *run) ask(ctx context.Context) ([]byte, error) {
 	began := time.Now()
 	defer func() { r.inGuest += time.Since(began) }()
+	r.guess = nil
 	if r.lease == nil {
-		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: assets.Facts})
+		script := assets.Facts
+		g := r.foresee()
+		if g != nil {
+			script = g.with(script)
+		}
+		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: script})
 		if err != nil {
 			return nil, err
 		}
 		r.lease = lease
-		return res.Stdout, r.keep("facts", res.Stdout)
+		out := res.Stdout
+		if g != nil {
+			out, r.guess = g.cut(out), g
+		}
+		return out, r.keep("facts", out)
 	}
 	res, err := r.conn.Run(ctx, guest.Command{Script: assets.Facts, Timeout: 5 * time.Minute})
 	if err != nil {
@@ -298,6 +341,19 @@ func Check(ctx context.Context, conn *guest.Conn, d distros.Distro, items []plan
 	return plan.Judge(items, plan.ParseChecks(string(res.Stdout), nonce)), res.Stdout, nil
 }
 
+// outcomes are the answers of all checks of the plan: those that came with the facts, when they were the right
+// ones, else the guest is asked.
+func (r *run) outcomes(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
+	g := r.guess
+	r.guess = nil
+	if !g.fits(r.plan) {
+		r.guessed = false
+		return r.check(ctx, items)
+	}
+	r.guessed = true
+	return r.told(plan.Judge(items, plan.ParseChecks(string(g.answer), g.nonce)), g.answer)
+}
+
 func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.Outcome, error) {
 	began := time.Now()
 	outcomes, raw, err := Check(ctx, r.conn, r.plan.Distro, items)
@@ -305,6 +361,11 @@ func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.O
 	if err != nil {
 		return nil, err
 	}
+	return r.told(outcomes, raw)
+}
+
+// told keeps what the guest answered to the checks.
+func (r *run) told(outcomes map[steps.ID]plan.Outcome, raw []byte) (map[steps.ID]plan.Outcome, error) {
 	for id, o := range outcomes {
 		r.data[id] = o.Data
 	}
@@ -358,6 +419,9 @@ func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[step
 	}
 	if changed {
 		return again, nil
+	}
+	if err := r.takenBack(ctx); err != nil {
+		return done, err
 	}
 	for i, it := range items {
 		if !it.Fresh {
@@ -460,12 +524,12 @@ func afterActions(text string) string {
 }
 
 func (r *run) failed(i, of int, it plan.Item, what, text string) error {
-	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh && !it.Late}
+	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh && !it.Late, text: what + "\n" + text}
 	if text != "" {
 		e.Tail = tail(text, 15)
 	}
 	if r.Hint != nil {
-		if h := r.Hint(what + "\n" + text); h != "" {
+		if h := r.Hint(e.text); h != "" {
 			e.Hint = h
 		}
 	}
@@ -560,11 +624,7 @@ func (r *run) describe() {
 	r.report.Driver, r.report.Warnings = f.Driver.Loaded, slices.Concat(c.Warnings, r.warned)
 	r.report.GPUs = nil
 	for _, g := range c.GPUs {
-		name := g.Name
-		if name == "" {
-			name = "unknown GPU"
-		}
-		r.report.GPUs = append(r.report.GPUs, fmt.Sprintf("%s %s (%s)", g.Address, name, g.ID))
+		r.report.GPUs = append(r.report.GPUs, g.Title())
 	}
 	r.report.Owed = Owed(r.journal, f.BootID)
 }
@@ -575,12 +635,16 @@ func (r *run) tell(e Event) {
 	}
 }
 
-// record appends one record to the guest's journal.
-func (r *run) record(ctx context.Context, rec Record) error {
+// write appends one record to the guest's journal; the guest fills in time and boot.
+func (r *run) write(ctx context.Context, rec Record) error {
 	text, err := json.Marshal(struct {
-		Event  string `json:"event"`
-		Reason string `json:"reason,omitempty"`
-	}{rec.Event, rec.Reason})
+		Event  string   `json:"event"`
+		Step   steps.ID `json:"step,omitempty"`
+		Reason string   `json:"reason,omitempty"`
+		Remedy string   `json:"remedy,omitempty"`
+		Cause  string   `json:"cause,omitempty"`
+		With   string   `json:"with,omitempty"`
+	}{rec.Event, rec.Step, rec.Reason, rec.Remedy, rec.Cause, rec.With})
 	if err != nil {
 		return err
 	}

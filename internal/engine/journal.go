@@ -12,7 +12,7 @@ import (
 type Record struct {
 	Time    time.Time `json:"time"`
 	Boot    string    `json:"boot"`  // boot_id when it was written
-	Event   string    `json:"event"` // "begin", "end", "failed", "reboot", "uninstalled"
+	Event   string    `json:"event"` // "begin", "end", "failed", "reboot", "uninstalled"; of a remedy "try", "kept", "undone", "back"
 	Step    steps.ID  `json:"step,omitempty"`
 	AtBoot  bool      `json:"at_boot,omitempty"` // the step's change takes effect at the next boot
 	Exit    int       `json:"exit,omitempty"`
@@ -21,6 +21,9 @@ type Record struct {
 	Flavor  string    `json:"flavor,omitempty"`
 	Source  string    `json:"source,omitempty"`
 	Modules string    `json:"modules,omitempty"`
+	Remedy  string    `json:"remedy,omitempty"` // what is tried: "kernel-arg pci=realloc"
+	Cause   string    `json:"cause,omitempty"`  // id of the verdict that it is tried for
+	With    string    `json:"with,omitempty"`   // the driver and the kernel that it is tried with
 }
 
 // ParseJournal reads the journal. A line that is no record, as a power cut may leave, is passed over and

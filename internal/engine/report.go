@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"gpuguest/internal/diagnosis"
 	"gpuguest/steps"
 )
 
@@ -18,24 +19,26 @@ const (
 
 // Report is the result of one run on one guest. Its names are part of the interface.
 type Report struct {
-	Host        string       `json:"host"`
-	Result      string       `json:"result"` // "done", "failed"
-	Distro      string       `json:"distro,omitempty"`
-	Kernel      string       `json:"kernel,omitempty"`
-	GPUs        []string     `json:"gpus,omitempty"`
-	Driver      string       `json:"driver,omitempty"`
-	Flavor      string       `json:"flavor,omitempty"`
-	Source      string       `json:"source,omitempty"`
-	Modules     string       `json:"modules,omitempty"`
-	Warnings    []string     `json:"warnings,omitempty"`
-	Steps       []StepReport `json:"steps"`
-	Reboots     int          `json:"reboots"`
-	Owed        []steps.ID   `json:"reboot_owed_by,omitempty"`
-	Connections int          `json:"connections"`
-	Execs       int          `json:"execs"`         // commands run over SSH
-	Seconds     float64      `json:"seconds"`       // wall time of the run
-	GuestTime   float64      `json:"guest_seconds"` // of that, commands at work in the guest and the guest booting
-	Error       *Problem     `json:"error,omitempty"`
+	Host        string              `json:"host"`
+	Result      string              `json:"result"` // "done", "failed"
+	Distro      string              `json:"distro,omitempty"`
+	Kernel      string              `json:"kernel,omitempty"`
+	GPUs        []string            `json:"gpus,omitempty"`
+	Driver      string              `json:"driver,omitempty"`
+	Flavor      string              `json:"flavor,omitempty"`
+	Source      string              `json:"source,omitempty"`
+	Modules     string              `json:"modules,omitempty"`
+	Warnings    []string            `json:"warnings,omitempty"`
+	Steps       []StepReport        `json:"steps"`
+	Reboots     int                 `json:"reboots"`
+	Owed        []steps.ID          `json:"reboot_owed_by,omitempty"`
+	Connections int                 `json:"connections"`
+	Execs       int                 `json:"execs"`              // commands run over SSH
+	Seconds     float64             `json:"seconds"`            // wall time of the run
+	GuestTime   float64             `json:"guest_seconds"`      // of that, commands at work in the guest and the guest booting
+	Found       []diagnosis.Verdict `json:"found,omitempty"`    // what a diagnosis before the run found
+	Remedies    []RemedyReport      `json:"remedies,omitempty"` // what was tried, in order
+	Error       *Problem            `json:"error,omitempty"`
 }
 
 // StepReport is what became of one step.
@@ -53,10 +56,13 @@ type StepReport struct {
 
 // Problem is an error as JSON.
 type Problem struct {
-	Message string   `json:"message"`
-	Step    steps.ID `json:"step,omitempty"`
-	Hint    string   `json:"hint,omitempty"`
-	Tail    string   `json:"tail,omitempty"`
+	Message string             `json:"message"`
+	Step    steps.ID           `json:"step,omitempty"`
+	Hint    string             `json:"hint,omitempty"`
+	Tail    string             `json:"tail,omitempty"`
+	Verdict *diagnosis.Verdict `json:"verdict,omitempty"` // the cause, and where it lies
+	Tried   []string           `json:"tried,omitempty"`   // remedies that did not help, all taken back
+	Advice  []string           `json:"advice,omitempty"`  // lines that say what to change where gpuguest cannot
 }
 
 // StepError says that a step failed, or, for one that verifies, that its proof did.
@@ -66,6 +72,12 @@ type StepError struct {
 	Tail   string // the end of what it printed
 	Hint   string
 	Verify bool // a proof failed, no work did
+
+	Verdict *diagnosis.Verdict // the cause, and where it lies after what was tried; nil unknown
+	Tried   []string           // remedies that did not help, all taken back
+	Advice  []string           // lines that say what to change where gpuguest cannot
+
+	text string // what failed and all it printed, as far as it is kept
 }
 
 func (e *StepError) Error() string { return fmt.Sprintf("%s: %s", e.Step, e.What) }

@@ -20,9 +20,11 @@ const HostAddress = "10.0.2.2"
 
 // Modes of the pretend GPU's windows.
 const (
-	ModeOK           = "ok"            // every BAR fits
-	ModeNeedsRealloc = "needs-realloc" // BAR 1 fits only with pci=realloc on the kernel's command line
-	ModeNoWindow     = "no-window"     // no memory window at all
+	ModeOK              = "ok"                // every BAR fits
+	ModeNeedsRealloc    = "needs-realloc"     // BAR 1 fits only with pci=realloc on the kernel's command line
+	ModeNeedsReallocOff = "needs-realloc-off" // BAR 1 fits only with pci=realloc=off there
+	ModeTooSmall        = "too-small"         // BAR 1 never fits
+	ModeNoWindow        = "no-window"         // no memory window at all
 )
 
 // DefaultGPU is the GeForce GTX 1050 Ti of the seed documents, with its subsystem.
@@ -36,11 +38,11 @@ type BootSpec struct {
 	// Port on 127.0.0.1 that leads to the guest's SSH; 0 takes a free one.
 	Port int
 	// GPUs are vendor:device[:subvendor:subdevice], at most four, or "none"
-	// alone; nil is DefaultGPU. They and Mode hold for every boot of the VM.
+	// alone; nil is DefaultGPU. They and Mode hold until VM.Pretend says otherwise.
 	GPUs   []string
 	Mode   string // "" is ModeOK
 	Memory int    // MiB; 0 is 3072
-	CPUs   int    // 0 is 2
+	CPUs   int    // 0 is 1: an emulated guest forks a third slower on two, and mostly has one thing to do
 }
 
 // VM is a guest: a disk of its own over an image and, while it runs, a QEMU.
@@ -51,6 +53,7 @@ type VM struct {
 	KnownHosts string // path of a known_hosts file that knows the guest
 	Accel      string // what QEMU runs on: "kvm" or "tcg,thread=multi"
 
+	spec      BootSpec
 	args      []string
 	temporary bool
 	proc      *process
@@ -110,7 +113,18 @@ func (vm *VM) prepare(ctx context.Context, spec BootSpec) error {
 			return fmt.Errorf("qemu-img: %w: %s", err, out)
 		}
 	}
-	vm.args = qemuArgs(vm, spec)
+	vm.spec, vm.args = spec, qemuArgs(vm, spec)
+	return nil
+}
+
+// Pretend changes what the guest sees from the next Start on, as if its cards or its host's settings were changed
+// while it is off: the GPUs (nil: DefaultGPU) and the mode of their windows.
+func (vm *VM) Pretend(gpus []string, mode string) error {
+	if vm.Running() {
+		return errors.New("the guest runs: its GPUs change only while it is off")
+	}
+	vm.spec.GPUs, vm.spec.Mode = gpus, mode
+	vm.args = qemuArgs(vm, vm.spec)
 	return nil
 }
 
@@ -130,7 +144,7 @@ func qemuArgs(vm *VM, spec BootSpec) []string {
 		memory = 3072
 	}
 	if cpus == 0 {
-		cpus = 2
+		cpus = 1
 	}
 	oem := fmt.Sprintf("fakegpu: gpus=%s mode=%s", strings.Join(gpus, ","), mode)
 	return []string{

@@ -13,6 +13,7 @@ import (
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/remedy"
 	"gpuguest/steps"
 )
 
@@ -21,6 +22,7 @@ type Plan struct {
 	Distro   distros.Distro
 	Choice   choice.Choice
 	Segments []Segment
+	Remedies []remedy.Promise // what would be tried when a proof fails; only to be told
 }
 
 // Segment is what happens within one boot.
@@ -51,9 +53,10 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return fmt.Sprintf("%s: %s", r.Step, r.Reason) }
 
-// Input makes what steps look at: it finds the distribution and decides on the driver. The errors are
-// those of distros.For and choice.Make.
+// Input makes what steps look at: it finds the distribution and decides on the driver. What the guest's
+// journal says is being tried as a remedy is wanted too. The errors are those of distros.For and choice.Make.
 func Input(f facts.Facts, w choice.Want) (steps.Input, error) {
+	w = remedy.Want(w, f.State.Journal)
 	d, err := distros.For(f.OS, w.As)
 	if err != nil {
 		return steps.Input{}, err

@@ -9,6 +9,7 @@ import (
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/remedy"
 	"gpuguest/internal/sh"
 	"gpuguest/steps"
 )
@@ -53,6 +54,15 @@ func (p Plan) Text(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 			for _, a := range it.Actions {
 				fmt.Fprintf(&b, "     %-*s  - %s\n", wide, "", describe(a))
 			}
+		}
+	}
+	if len(p.Remedies) > 0 {
+		b.WriteString("\nshould a proof fail, install tries by itself, and takes back what does not help:\n")
+	}
+	for _, r := range p.Remedies {
+		fmt.Fprintf(&b, "  if %s is seen\n", strings.Join(r.Causes, ", "))
+		for i, fix := range r.Fixes {
+			fmt.Fprintf(&b, "    %s %s: %s%s\n", map[bool]string{true: "try", false: "then"}[i == 0], fix.Fix, fix.Does, map[bool]string{true: " (reboots)"}[fix.Boots])
 		}
 	}
 	_, err := io.WriteString(w, b.String())
@@ -127,22 +137,23 @@ func orUnknown(s string) string {
 
 // Document is the plan as JSON. Its names are part of the interface.
 type Document struct {
-	Distro   string         `json:"distro"`
-	Arch     string         `json:"arch"`
-	Kernel   string         `json:"kernel"`
-	Next     string         `json:"next_kernel"`
-	Driver   string         `json:"driver"`
-	Branch   int            `json:"branch"`
-	Flavor   string         `json:"flavor"`
-	Source   string         `json:"source"`
-	Modules  string         `json:"modules"`
-	Packages []string       `json:"packages"`
-	Pin      []string       `json:"pin,omitempty"`
-	Runfile  *DocumentFile  `json:"runfile,omitempty"`
-	CUDA     *DocumentCUDA  `json:"cuda,omitempty"`
-	Why      []string       `json:"why"`
-	Warnings []string       `json:"warnings,omitempty"`
-	Steps    []DocumentStep `json:"steps"`
+	Distro   string           `json:"distro"`
+	Arch     string           `json:"arch"`
+	Kernel   string           `json:"kernel"`
+	Next     string           `json:"next_kernel"`
+	Driver   string           `json:"driver"`
+	Branch   int              `json:"branch"`
+	Flavor   string           `json:"flavor"`
+	Source   string           `json:"source"`
+	Modules  string           `json:"modules"`
+	Packages []string         `json:"packages"`
+	Pin      []string         `json:"pin,omitempty"`
+	Runfile  *DocumentFile    `json:"runfile,omitempty"`
+	CUDA     *DocumentCUDA    `json:"cuda,omitempty"`
+	Why      []string         `json:"why"`
+	Warnings []string         `json:"warnings,omitempty"`
+	Steps    []DocumentStep   `json:"steps"`
+	Remedies []remedy.Promise `json:"remedies,omitempty"` // what install would try by itself when a proof fails
 }
 
 // DocumentFile is an installer that the plan runs.
@@ -196,7 +207,7 @@ func (p Plan) JSON(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 	d := Document{
 		Distro: p.Distro.ID + ":" + p.Distro.Version, Arch: f.Arch, Kernel: f.Kernel.Running, Next: f.Kernel.Next,
 		Driver: p.driver(), Branch: p.Choice.Branch, Flavor: p.Choice.Flavor, Source: p.Choice.Source, Modules: p.Choice.Modules,
-		Packages: p.Choice.Packages, Pin: p.Choice.Pin, Why: p.Choice.Why, Warnings: p.Choice.Warnings,
+		Packages: p.Choice.Packages, Pin: p.Choice.Pin, Why: p.Choice.Why, Warnings: p.Choice.Warnings, Remedies: p.Remedies,
 	}
 	d.Runfile = documentFile(p.Choice.Runfile)
 	if k := p.Choice.CUDA; k.Version != "" {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # make bench: every figure beside its peer in the same run.
 #
-#   ROW=upload,reboot   only these rows: resources overhead converged ansible reboot upload
+#   ROW=upload,reboot   only these rows: resources overhead converged ansible reboot upload page
 #   JSON=FILE           the figures and every sample, also as JSON
 #   REUSE=1             do not install again: take the guest that the last run installed
 #   REAL=1              install NVIDIA's real driver from the distribution's archive in place of the lab's
@@ -32,6 +32,7 @@ dpkg-deb dpkg
 apt-ftparchive apt-utils
 gpg gnupg
 gcc gcc libc6-dev
+chromium chromium
 DEPS
 if [ -n "$missing" ]; then
 	apt-get -q update

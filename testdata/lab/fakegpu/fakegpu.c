@@ -13,6 +13,8 @@
  *	ok		every BAR fits its window
  *	needs-realloc	BAR 1 fits only when the kernel was booted with pci=realloc,
  *			as on hosts whose firmware leaves too small a window
+ *	needs-realloc-off	BAR 1 fits only when it was booted with pci=realloc=off
+ *	too-small	BAR 1 never fits, as in a VM whose host gave it too small a window
  *	no-window	no memory window at all
  *
  * BAR 0 is backed by real memory when the machine has an ivshmem device
@@ -45,7 +47,7 @@ module_param(gpus, charp, 0444);
 MODULE_PARM_DESC(gpus, "vendor:device[:subvendor:subdevice], comma separated, at most 4; \"none\" for none");
 static char *mode = "ok";
 module_param(mode, charp, 0444);
-MODULE_PARM_DESC(mode, "ok, needs-realloc or no-window");
+MODULE_PARM_DESC(mode, "ok, needs-realloc, needs-realloc-off, too-small or no-window");
 
 struct gpu {
 	u8 cfg[PCI_CFG_SPACE_EXP_SIZE];
@@ -241,7 +243,9 @@ static int add_windows(struct list_head *list)
 	resource_size_t base = find_backing(need);
 	int err;
 
-	if (!strcmp(mode, "needs-realloc") && !booted_with("pci=realloc"))
+	if (!strcmp(mode, "too-small") ||
+	    (!strcmp(mode, "needs-realloc") && !booted_with("pci=realloc")) ||
+	    (!strcmp(mode, "needs-realloc-off") && !booted_with("pci=realloc=off")))
 		pref = BAR1_SIZE / 4;
 	mmio_res.start = base ? base : MMIO_BASE;
 	mmio_res.end = mmio_res.start + need - 1;

@@ -1,0 +1,203 @@
+package main
+
+// Verdicts and remedies in real virtual machines. A reboot costs minutes under emulation, so that each test goes
+// through its failures one after the other in one machine.
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"gpuguest/internal/diagnosis"
+	"gpuguest/internal/engine"
+	"gpuguest/internal/lab"
+)
+
+// verdicts is what diagnose says of the guest, ranked.
+func (g *vmGuest) verdicts() []diagnosis.Verdict {
+	g.t.Helper()
+	bin, err := binary()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(g.t.Context(), bin, "diagnose", "--json", "--host", "root@127.0.0.1", "--port", strconv.Itoa(g.vm.Port),
+		"-i", g.image.Keys.ClientKey, "--known-hosts", g.vm.KnownHosts, "--ssh-config", "none")
+	var out, progress bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &progress
+	_ = cmd.Run() // the exit code is 5 where something fatal is found
+	var said struct{ Verdicts []diagnosis.Verdict }
+	if err := json.Unmarshal(out.Bytes(), &said); err != nil {
+		g.t.Fatalf("diagnose: %v: %s%s", err, out.String(), progress.String())
+	}
+	return said.Verdicts
+}
+
+// expect asserts that a verdict is among those of the guest, and first when it must be.
+func (g *vmGuest) expect(id string, first bool) {
+	g.t.Helper()
+	all := g.verdicts()
+	at := slices.IndexFunc(all, func(v diagnosis.Verdict) bool { return v.ID == id })
+	if at < 0 || first && at > 0 {
+		g.t.Errorf("verdict %s is not there, or not the first:", id)
+		for _, v := range all {
+			g.t.Log(v)
+		}
+	}
+}
+
+// replaced turns the guest off, changes what it is given, and turns it on again.
+func (g *vmGuest) replaced(gpus []string, mode string) {
+	g.t.Helper()
+	g.shell("sync")
+	if err := g.vm.PowerCut(); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := g.vm.Pretend(gpus, mode); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := g.vm.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(g.t.Context(), 15*time.Minute)
+	defer cancel()
+	if err := g.vm.WaitSSH(ctx); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// state is what became of a step in a run, "" when it was not in the plan.
+func state(r engine.Report, id string) string {
+	for _, s := range r.Steps {
+		if string(s.ID) == id {
+			return s.State
+		}
+	}
+	return ""
+}
+
+// TestVMDiagnosis lets NVIDIA's real module meet what goes wrong with it, ending with the story of the window that
+// is too small. There is no silicon behind the pretend GPU: once its windows are in place the driver does not know
+// the chip, and that is as far as it gets.
+func TestVMDiagnosis(t *testing.T) {
+	g := bootVM(t, lab.Spec{RealDriver: true}, lab.BootSpec{})
+
+	// nouveau holds the GPU: the driver is installed beside it and the guest is not booted.
+	r, code := g.run("install", "--source", "distro", "--reboot", "never")
+	if code != exitVerify || len(r.Owed) == 0 || len(r.Remedies) != 0 {
+		t.Errorf("install beside nouveau: exit %d, owed %v, tried %+v, error %+v", code, r.Owed, r.Remedies, r.Error)
+	}
+	g.expect("nouveau-bound", true)
+	g.expect("probe-not-called", false)
+
+	// The window needs pci=realloc: install finds that out by itself and keeps it.
+	g.replaced(nil, lab.ModeNeedsRealloc)
+	g.expect("bar-zero", true)
+	r, code = g.run("install", "--source", "distro")
+	if code != exitVerify || r.Reboots != 1 {
+		t.Fatalf("install: exit %d, %d reboots, error %+v", code, r.Reboots, r.Error)
+	}
+	helped := []engine.RemedyReport{{Remedy: "kernel-arg pci=realloc", Cause: "bar-zero", Result: engine.Helped}}
+	if !slices.Equal(r.Remedies, helped) || !strings.Contains(g.shell("cat /proc/cmdline"), " pci=realloc") {
+		t.Errorf("tried %+v", r.Remedies)
+	}
+	// An id that this driver does not support.
+	if r.Error == nil || r.Error.Verdict == nil || r.Error.Verdict.ID != "not-supported-release" || r.Error.Verdict.Where != diagnosis.User {
+		t.Errorf("with its window in place: %+v", r.Error)
+	}
+	g.expect("not-supported-release", true)
+
+	// A module that was built for another kernel: one word of its version magic is another.
+	g.shell(`f=$(modinfo -n nvidia-current)
+sed 's/preempt mod_unload/preempX mod_unload/' "$f" >/root/other.ko
+! insmod /root/other.ko
+rm /root/other.ko`)
+	g.expect("vermagic", false)
+
+	// The headers are gone when the package builds its module anew.
+	g.shell(`export DEBIAN_FRONTEND=noninteractive
+apt-get -y -q remove "linux-headers-$(uname -r)" linux-headers-amd64
+apt-get -y -q install --reinstall nvidia-kernel-dkms || true`)
+	all := g.verdicts()
+	if !slices.ContainsFunc(all, func(v diagnosis.Verdict) bool {
+		return (v.ID == "dkms-no-headers" || v.ID == "dkms-headers-skip") && v.Fix == "step headers"
+	}) {
+		t.Errorf("no verdict on the headers: %v", all)
+	}
+	// The remedy is to run install again. The argument that helped goes at a person's word, and the window is then
+	// made too small for good.
+	r, code = g.run("install", "--source", "distro", "--no-fix", "--drop-kernel-arg", "pci=realloc", "--reboot", "never")
+	if code != exitVerify || state(r, "headers") != engine.Changed || state(r, "kernel-args") != engine.Changed {
+		t.Errorf("install without the headers: exit %d, headers %s, kernel-args %s, error %+v", code, state(r, "headers"), state(r, "kernel-args"), r.Error)
+	}
+	g.replaced(nil, lab.ModeTooSmall)
+	g.expect("bar-zero", true)
+
+	// The story: one argument, the other, both taken back, and the host is told what to change.
+	before := g.shell("cat /proc/cmdline")
+	if strings.Contains(before, "pci=realloc") {
+		t.Fatalf("started with %s", before)
+	}
+	r, code = g.run("install", "--source", "distro")
+	if code != exitVerify || r.Reboots != 3 {
+		t.Errorf("install: exit %d, %d reboots", code, r.Reboots)
+	}
+	vain := []engine.RemedyReport{
+		{Remedy: "kernel-arg pci=realloc", Cause: "bar-zero", Result: engine.NoHelp},
+		{Remedy: "kernel-arg pci=realloc=off", Cause: "bar-zero", Result: engine.NoHelp},
+	}
+	if !slices.Equal(r.Remedies, vain) {
+		t.Errorf("tried %+v", r.Remedies)
+	}
+	if after := g.shell("cat /proc/cmdline"); after != before {
+		t.Errorf("started with %s, before it was %s", after, before)
+	}
+	if e := r.Error; e == nil || e.Verdict == nil || e.Verdict.ID != "bar-zero" || e.Verdict.Where != diagnosis.Host ||
+		!strings.Contains(strings.Join(e.Advice, "\n"), "X-PciMmio64Mb") || len(e.Tried) != 2 {
+		t.Errorf("the verdict after it: %+v", r.Error)
+	}
+	if all := g.verdicts(); len(all) == 0 || all[0].ID != "bar-zero" || all[0].Where != diagnosis.Host {
+		t.Errorf("diagnose after it: %v", all)
+	}
+	// What was tried in vain is not tried again.
+	if r, code = g.run("install", "--source", "distro"); code != exitVerify || r.Reboots != 0 || len(r.Remedies) != 0 {
+		t.Errorf("install once more: exit %d, %d reboots, tried %+v", code, r.Reboots, r.Remedies)
+	}
+}
+
+// TestVMUpgradeAndOtherCard does with the stand-in module, which loads and works, what the real one cannot show
+// without silicon: an upgrade without a reboot, and a card that needs the other flavor.
+func TestVMUpgradeAndOtherCard(t *testing.T) {
+	g := bootVM(t, lab.Spec{}, lab.BootSpec{})
+	r, code := g.run("install", append(g.mirror(), "--driver", "580.95.05")...)
+	if code != exitDone || r.Driver != "580.95.05" {
+		t.Fatalf("install: exit %d, driver %s, error %+v", code, r.Driver, r.Error)
+	}
+	// The guest's owner lets go of the version and upgrades. The module that is loaded stays the old one.
+	g.shell(`export DEBIAN_FRONTEND=noninteractive
+apt-get -y -q update
+apt-get -y -q install nvidia-driver-pinning-580
+apt-get -y -q --no-install-recommends install nvidia-kernel-dkms nvidia-driver-cuda nvidia-persistenced`)
+	g.expect("smi-mismatch", false)
+	r, code = g.run("install", append(g.mirror(), "--driver", "580")...)
+	// Which of its symptoms a mismatch shows first is the packages' affair.
+	if code != exitDone || r.Reboots != 1 || len(r.Remedies) != 1 || r.Remedies[0].Remedy != "reboot" || r.Remedies[0].Result != engine.Helped || r.Driver == "580.95.05" {
+		t.Errorf("install after the upgrade: exit %d, %d reboots, driver %s, tried %+v, error %+v", code, r.Reboots, r.Driver, r.Remedies, r.Error)
+	}
+
+	// Another card, which the proprietary modules refuse.
+	g.replaced([]string{"10de:2b85"}, lab.ModeOK)
+	g.expect("requires-open", true)
+	r, code = g.run("diagnose", append(g.mirror(), "--fix", "--driver", "580")...)
+	if code != exitDone || r.Flavor != "open" || r.Reboots != 1 {
+		t.Errorf("diagnose --fix: exit %d, flavor %s, tried %+v, error %+v", code, r.Flavor, r.Remedies, r.Error)
+	}
+	if after := g.shell("lspci -nnk -d 10de:"); !strings.Contains(after, "Kernel driver in use: nvidia") {
+		t.Errorf("nvidia does not own the GPU after:\n%s", after)
+	}
+}

@@ -1,0 +1,71 @@
+package engine
+
+import (
+	"bytes"
+
+	"gpuguest/internal/facts"
+	"gpuguest/internal/plan"
+)
+
+// guess is what the guest is asked along with its facts: the checks that follow if it still is as it was when it
+// was last seen. They run beside the facts script, under the same lock and in the same command, and their answers
+// count only when the facts of now lead to the very same checks. A wrong guess costs the guest some reading and
+// is forgotten; a right one saves a command and the round trips that go with it.
+type guess struct {
+	nonce  string
+	script string
+	answer []byte
+}
+
+// guessSize is the longest script that is sent on a guess, in bytes. Linux takes no argument of 128 KiB
+// (MAX_ARG_STRLEN), and the facts script goes in the same one.
+const guessSize = 64 << 10
+
+// foresee makes a guess from what the guest said in an earlier run, nil when there is nothing to go by.
+func (r *run) foresee() *guess {
+	if r.Recall == nil || r.First != nil {
+		return nil
+	}
+	f, err := facts.Parse(r.Recall())
+	if err != nil {
+		return nil
+	}
+	p, err := r.Plan(f)
+	if err != nil {
+		return nil
+	}
+	g := &guess{}
+	if g.nonce, err = newNonce(); err != nil {
+		return nil
+	}
+	g.script = plan.Checks(p.Distro, p.Items(), g.nonce)
+	if len(g.script) > guessSize {
+		return nil
+	}
+	return g
+}
+
+// with returns a script that runs the facts script and the guessed checks at the same time, and prints the
+// answers of the one and then of the other. Neither reads the other's, nor this script's, input.
+func (g *guess) with(factsScript string) string {
+	return "(\n" + g.script + "\n) </dev/null 2>/dev/null | {\nexec 3<&0 </dev/null\n(\n" + factsScript + "\n) 3<&-\ncat <&3\n}\n"
+}
+
+// factsEnd ends what the facts script prints, and nothing within it can forge it.
+var factsEnd = []byte("\n== end\n")
+
+// cut takes the answers to the guessed checks off an answer, and leaves the facts.
+func (g *guess) cut(out []byte) []byte {
+	at := bytes.Index(out, factsEnd)
+	if at < 0 {
+		return out
+	}
+	at += len(factsEnd)
+	g.answer = out[at:]
+	return out[:at]
+}
+
+// fits tells whether the guess was right: the plan of now asks for the very same checks.
+func (g *guess) fits(p plan.Plan) bool {
+	return g != nil && g.answer != nil && g.script == plan.Checks(p.Distro, p.Items(), g.nonce)
+}

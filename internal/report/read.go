@@ -1,0 +1,97 @@
+package report
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+)
+
+// Read reads results: values one behind the other, each a Guest as a command's --json prints it, a list of such, or
+// a Document. name is the file's, for errors. A failed guest without verdicts, as one's own gpuguest-verify.service
+// leaves it, is diagnosed.
+func Read(name string, r io.Reader) ([]Guest, error) {
+	dec := json.NewDecoder(r)
+	var all []Guest
+	for n := 1; ; n++ {
+		var raw json.RawMessage
+		err := dec.Decode(&raw)
+		if errors.Is(err, io.EOF) && n > 1 {
+			return all, nil
+		}
+		if errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("%s: empty", name)
+		}
+		var found []Guest
+		if err == nil {
+			found, err = decode(raw)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: value %d: %w", name, n, err)
+		}
+		all = append(all, found...)
+	}
+}
+
+func decode(raw json.RawMessage) ([]Guest, error) {
+	var found []Guest
+	switch {
+	case bytes.HasPrefix(raw, []byte("[")):
+		if err := json.Unmarshal(raw, &found); err != nil {
+			return nil, err
+		}
+	default:
+		var one struct {
+			Version int
+			Guests  *[]Guest
+		}
+		if err := json.Unmarshal(raw, &one); err != nil {
+			return nil, err
+		}
+		if one.Version > Version {
+			return nil, fmt.Errorf("a report of version %d; this gpuguest reads %d and older", one.Version, Version)
+		}
+		if one.Guests != nil {
+			found = *one.Guests
+			break
+		}
+		var g Guest
+		if err := json.Unmarshal(raw, &g); err != nil {
+			return nil, err
+		}
+		found = []Guest{g}
+	}
+	for i := range found {
+		g := &found[i]
+		if g.Host == "" || g.Result != "done" && g.Result != "failed" {
+			return nil, errors.New(`no result of a guest: it needs "host", and "result" that is done or failed`)
+		}
+		if g.Verdicts == nil {
+			g.Verdicts = verdicts(g.Report)
+		}
+	}
+	return found, nil
+}
+
+// Merge joins results into one a guest, in the order of the guests' first. Of the same guest's it keeps the one that
+// ended last, or the last given where one has no time, and names each guest of which one was left out.
+func Merge(all []Guest) (guests []Guest, twice []string) {
+	at := make(map[string]int)
+	for _, g := range all {
+		i, again := at[g.Host]
+		if !again {
+			at[g.Host] = len(guests)
+			guests = append(guests, g)
+			continue
+		}
+		if !slices.Contains(twice, g.Host) {
+			twice = append(twice, g.Host)
+		}
+		if old := guests[i].Time; old.IsZero() || g.Time.IsZero() || !g.Time.Before(old) {
+			guests[i] = g
+		}
+	}
+	return guests, twice
+}
