@@ -6,6 +6,9 @@ func init() {
 		d.GCC = 14
 		d.RepoKey = nvidiaKey("CDF6BA43")
 		d.kernel = elKernels{matched: true}
+		if d.ID == "rocky" {
+			d.Tested = map[string]string{SourceNVIDIA: testedDNF}
+		}
 		d.Offers = locked(Offer{Min: 580}, "kernel modules and version locking of the guide: 580 by versionlock on RHEL 10")
 		register(d)
 	}

@@ -30,7 +30,8 @@ func words(packages []string) []word {
 			all[i] = word{name: name, like: like}
 			continue
 		}
-		all[i] = word{name: name, version: version}
+		// A version that ends in a star, as apt takes it, is what a version means here anyway.
+		all[i] = word{name: name, version: strings.TrimSuffix(version, "*")}
 	}
 	return all
 }

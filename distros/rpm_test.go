@@ -30,7 +30,7 @@ func rpmManagers(root string) map[string]Manager {
 func rpmCommands(m Manager) []struct{ name, text string } {
 	awkward := "it's $HOME; `x`"
 	return []struct{ name, text string }{
-		{"install", m.Install("nvidia-driver-cuda", "nvidia-open=580", "kernel-default-devel=6.4.0-150600.23.47")},
+		{"install", m.Install("nvidia-driver-cuda", "nvidia-open=580", "nvidia-fabricmanager=580.95.05*", "kernel-default-devel=6.4.0-150600.23.47")},
 		{"install awkward", m.Install(awkward)},
 		{"install a file", m.InstallFile("/var/lib/gpuguest/epel-release.rpm")},
 		{"purge", m.Purge("dkms", "gpg-pubkey-d42d0685-62e36a2e")},

@@ -23,12 +23,15 @@ const zypperInstall = "install --no-recommends --auto-agree-with-licenses "
 func (z zypper) Install(packages ...string) string {
 	var first []string
 	var after []word
-	for i, w := range words(packages) {
-		if w.like != "" {
+	for _, w := range words(packages) {
+		switch {
+		case w.like != "":
 			after = append(after, w)
-			continue
+		case w.version != "":
+			first = append(first, w.name+"="+w.version)
+		default:
+			first = append(first, w.name)
 		}
-		first = append(first, packages[i])
 	}
 	script := []string{"("}
 	if len(first) > 0 {
@@ -62,8 +65,11 @@ func (z zypper) Downgrade(name, version string) string {
 func (z zypper) Hold(packages ...string) string {
 	return zypperRun + "addlock " + sh.Join(packages...)
 }
+
+// zypper leaves an empty file behind the last lock.
 func (z zypper) Unhold(packages ...string) string {
-	return zypperRun + "removelock " + sh.Join(packages...)
+	file := sh.Quote(z.root + "/etc/zypp/locks")
+	return lines(zypperRun+"removelock "+sh.Join(packages...), `[ -s `+file+` ] || rm -f `+file)
 }
 
 // zypper's locks are stanzas; the file is read and not zypper asked, which refreshes first.

@@ -68,9 +68,9 @@ func testRunfileAndToolkit(t *testing.T, w *world) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	toolkit, _ := write(t, "cuda_9.1.85_387.26_linux", data)
+	toolkit, sum := write(t, "cuda_9.1.85_387.26_linux", data)
 	install := slices.Concat([]string{"install", "--json"}, g.reach("root"), []string{"--no-gpu", "--device", "10de:1c82",
-		"--runfile", driver, "--cuda", "9.1", "--cuda-runfile", toolkit})
+		"--runfile", driver, "--cuda", "9.1", "--cuda-runfile", toolkit, "--cuda-runfile-sha256", sum})
 
 	first := w.must(t, exitDone, install...).report(t)
 	if first.Source != "runfile" || !slices.ContainsFunc(first.Warnings, func(s string) bool { return strings.Contains(s, "gcc") }) {
@@ -226,7 +226,7 @@ func testBadInstallers(t *testing.T, w *world) {
 	}{
 		{"cut short here", install("--runfile", short), exitUsage, []string{"damaged"}, false},
 		{"for another machine", install("--runfile", other), exitUnsupported, []string{"it is for aarch64"}, false},
-		{"of no known checksum", install("--source", "runfile", "--driver", "390.42"), exitUnsupported, []string{"SHA-256"}, false},
+		{"of no known checksum", install("--source", "runfile", "--driver", "580.1.1"), exitUnsupported, []string{"SHA-256"}, false},
 		{"cut short on the way", install("--driver", "580.95.05", "--runfile", w.repo.URL+"/short.run", "--runfile-sha256", sum), exitStep, []string{"driver"}, true},
 		{"not there", install("--driver", "580.95.05", "--runfile", w.repo.URL+"/nothing.run", "--runfile-sha256", sum), exitStep, []string{"driver", "404"}, true},
 		{"does not compile", install("--runfile", broken), exitStep, []string{"driver: exit 1", "nothing compiles this"}, true},

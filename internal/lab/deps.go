@@ -13,6 +13,7 @@ func Deps() []string {
 		"qemu-system-x86", "qemu-utils", "mmdebstrap", "fdisk", "util-linux", "e2fsprogs", "zstd",
 		"dpkg-dev", "apt-utils", "gnupg", "gcc", "libc6-dev", "binutils", "openssh-client",
 		"systemd-container", "iproute2",
+		"rpm", "dnf", "zypper", "createrepo-c", "kmod",
 	}
 }
 

@@ -86,7 +86,11 @@ func newRPMWorld(t *testing.T) *rpmWorld {
 	key := tool(t, "gpg", "--batch", "--armor", "--export", "repository@example.com")
 	sum := sha256.Sum256([]byte(key))
 	w.keySum = hex.EncodeToString(sum[:])
-	build := &builder{t: t, top: t.TempDir()}
+	gpg, err := exec.LookPath("gpg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	build := &builder{t: t, top: t.TempDir(), gpg: gpg}
 	for _, r := range w.repositories(t, build) {
 		build.repository(filepath.Join(w.dir, r.path), r)
 		if r.key != "" {
@@ -165,12 +169,14 @@ func (w *rpmWorld) repositories(t *testing.T, b *builder) []repository {
 	dkms.files = map[string]string{"/usr/sbin/dkms": `#!/bin/sh
 # Stands in for dkms: "autoinstall -k KERNEL" puts the newest module there.
 [ "$1 $2" = "autoinstall -k" ] || exit 3
-src=$(ls -d /usr/src/nvidia-* | sort -V | tail -n 1)
+src=$(ls /usr/src/nvidia-*/nvidia.ko | sort -V | tail -n 1)
 mkdir -p "/usr/lib/modules/$3/extra"
-cp "$src/nvidia.ko" "/usr/lib/modules/$3/extra/nvidia.ko"
+cp "$src" "/usr/lib/modules/$3/extra/nvidia.ko"
 `}
+	plugin := plain("python3-dnf-plugin-versionlock", "4.3.1", "3.el9")
+	plugin.files = b.versionlock()
 	s582, s595, s589 := driverSet(t, b, "580.82.07", "el9"), driverSet(t, b, "595.71.05", "el9"), driverSet(t, b, "580.95.05", "el9")
-	toolkit := plain("nvidia-container-toolkit", "1.18.0", "1")
+	toolkit, older := plain("nvidia-container-toolkit", "1.18.0", "1"), plain("nvidia-container-toolkit", "1.17.0", "1")
 	t582, t595, t589 := driverSet(t, b, "580.82.07", "el10"), driverSet(t, b, "595.71.05", "el10"), driverSet(t, b, "580.95.05", "el10")
 	// SUSE's package has a number more in its release than the kernel has in its name, and provides the shorter.
 	sv, sr, _ := strings.Cut(suseKernel, "-")
@@ -185,27 +191,44 @@ cp "$src/nvidia.ko" "/usr/lib/modules/$3/extra/nvidia.ko"
 		return standIn{name: name, version: version, release: "1", arch: "x86_64", requires: requires}
 	}
 	return []repository{
-		{path: "baseos", packages: []standIn{plain("gcc", "11.5.0", "5.el9"), plain("make", "4.3", "8.el9"), devel, newer, matched, matchedNewer, epel, plain("python3-dnf-plugin-versionlock", "4.3.0", "20.el9")}},
+		{path: "baseos", packages: []standIn{plain("gcc", "11.5.0", "5.el9"), plain("make", "4.3", "8.el9"), devel, newer, matched, matchedNewer, epel, plugin}},
 		{path: "crb", packages: []standIn{plain("crb-only", "1", "1.el9")}},
 		{path: "epel", packages: []standIn{dkms}},
 		{path: "cuda/rhel9/x86_64", key: "D42D0685.pub", packages: append(slices.Concat(s582, s589, s595), toolkit),
 			streams: map[string][]standIn{"580-open": slices.Concat(s582, s589), "595-open": s595}},
-		{path: "cuda/rhel10/x86_64", key: "CDF6BA43.pub", packages: append(slices.Concat(t582, t589, t595), toolkit)},
+		{path: "cuda/rhel10/x86_64", key: "CDF6BA43.pub", packages: append(slices.Concat(t582, t589, t595), toolkit, older)},
 		{path: "suse", packages: []standIn{plain("gcc", "7", "1"), plain("make", "4.2", "1"), suseDevel,
 			kmp("nvidia-open-driver-G06-signed-cuda-kmp-default", "580.82.07_k6.4.0_150600.23.47", "150600.3.63.1")}},
 		{path: "cuda/sles15/x86_64", key: "D42D0685.pub", packages: []standIn{
 			kmp("nvidia-open-driver-G06-kmp-default", "580.95.05", "1"),
 			x("nvidia-open-580", "580.95.05", "nvidia-open-driver-G06-kmp-default = 580.95.05", "nvidia-compute-utils-G06 = 580.95.05"),
 			x("nvidia-compute-utils-G06", "580.82.07"), x("nvidia-compute-utils-G06", "580.95.05"), x("nvidia-compute-utils-G06", "595.71.05"),
-			x("nvidia-persistenced", "580.95.05"),
+			x("nvidia-persistenced", "580.95.05"), x("nvidia-persistenced", "580.82.07"),
 		}},
 	}
 }
 
 // builder builds packages.
 type builder struct {
+	gpg string // path of gpg, for rpmsign
 	t   *testing.T
 	top string
+}
+
+// versionlock are the files of dnf's plugin, from Debian's package of all plugins. That package itself cannot be
+// installed beside zypper.
+func (b *builder) versionlock() map[string]string {
+	b.t.Helper()
+	dir := filepath.Join(b.top, "plugins")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+	tool(b.t, "sh", "-c", "cd "+sh.Quote(dir)+" && apt-get download -q dnf-plugins-core && dpkg -x dnf-plugins-core_*.deb root")
+	files := map[string]string{}
+	for _, f := range []string{"/etc/dnf/plugins/versionlock.conf", "/etc/dnf/plugins/versionlock.list", "/usr/lib/python3/dist-packages/dnf-plugins/versionlock.py", "/usr/lib/python3/dist-packages/dnfpluginscore/__init__.py"} {
+		files[f] = "@" + filepath.Join(dir, "root", f)
+	}
+	return files
 }
 
 // module makes a file that modinfo takes for a module of the driver.
@@ -256,6 +279,11 @@ func (b *builder) rpm(p standIn, dir string) {
 		files = append(files, path)
 	}
 	slices.Sort(files)
+	for i, f := range files {
+		if strings.HasPrefix(f, "/etc/") {
+			files[i] = "%config(noreplace) " + f
+		}
+	}
 	spec.WriteString("%files\n" + strings.Join(files, "\n") + "\n")
 	name := filepath.Join(b.top, "stand-in.spec")
 	put(b.t, name, spec.String())
@@ -272,8 +300,12 @@ func (b *builder) repository(dir string, r repository) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	tool(b.t, "rpmsign", append([]string{"--define", "_gpg_name repository@example.com", "--addsign"}, rpms...)...)
+	tool(b.t, "rpmsign", append([]string{"--define", "_gpg_name repository@example.com", "--define", "__gpg " + b.gpg, "--addsign"}, rpms...)...)
 	tool(b.t, "createrepo_c", "--quiet", dir)
+	// zypper takes no list of packages that is not signed.
+	defer func() {
+		tool(b.t, "gpg", "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "", "--armor", "--detach-sign", filepath.Join(dir, "repodata", "repomd.xml"))
+	}()
 	if r.streams == nil {
 		return
 	}
@@ -316,7 +348,7 @@ mkdir `+dir+`/up `+dir+`/work `+dir+`/root
 mount -t overlay -o lowerdir=/,upperdir=`+dir+`/up,workdir=`+dir+`/work none `+dir+`/root
 mount --rbind /proc `+dir+`/root/proc
 mount --rbind /dev `+dir+`/root/dev
-for d in tmp run; do mount -t tmpfs none `+dir+`/root/$d; done
+mount -t tmpfs none `+dir+`/root/run
 echo ready
 exec sleep infinity`)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -341,7 +373,7 @@ exec sleep infinity`)
 	g.must(`rm -rf /var/lib/dpkg/status /etc/yum.repos.d /etc/zypp/repos.d /var/lib/rpm /var/cache/dnf /var/cache/zypp /etc/dnf/modules.d /var/lib/gpuguest
 mkdir -p /etc/yum.repos.d /etc/zypp/repos.d /etc/pki/rpm-gpg /usr/local/sbin /usr/local/bin
 real=$(command -v rpm)
-printf '#!/bin/sh\ncase $1 in -e | -i | -U) exec %s "$@" --force-debian ;; *) exec %s "$@" ;; esac\n' "$real" "$real" >/usr/local/bin/rpm
+printf '#!/bin/sh\ncase $1 in -e | -i | -U) m=$1; shift; exec %s $m --force-debian "$@" ;; *) exec %s "$@" ;; esac\n' "$real" "$real" >/usr/local/bin/rpm
 chmod 0755 /usr/local/bin/rpm
 rpm --initdb
 ` + setup)
@@ -551,7 +583,7 @@ func testVersionLocks(t *testing.T, w *rpmWorld) {
 		t.Errorf("installed are %s", got)
 	}
 	// The lock keeps an upgrade within the branch, and hides nothing else of NVIDIA's.
-	g.must("dnf -y upgrade")
+	g.must("dnf -y upgrade 'nvidia*' 'kmod-*'")
 	if got := g.must("rpm -q --qf '%{VERSION}\n' nvidia-driver-cuda"); got != "580.95.05\n" {
 		t.Errorf("after an upgrade it is %s", got)
 	}
@@ -570,9 +602,24 @@ func testVersionLocks(t *testing.T, w *rpmWorld) {
 	want.Driver = "580.82.07"
 	p = g.install(want)
 	g.converged(p)
-	g.must("dnf -y upgrade")
+	g.must("dnf -y upgrade 'nvidia*' 'kmod-*'")
 	if got := g.must("rpm -q --qf '%{VERSION}\n' nvidia-driver-cuda"); got != "580.82.07\n" {
 		t.Errorf("the exact version is %s", got)
+	}
+	g.takesBack(p, "nvidia-container-toolkit", "1.18.0", "1.17.0-1")
+}
+
+// takesBack has a package brought to an older version, as uninstall does with those that gpuguest's work moved on.
+func (g *rpmGuest) takesBack(p Plan, name, newest, older string) {
+	g.t.Helper()
+	m := p.Distro.Packages
+	g.must("( set -eu\n" + m.Install(name) + "\n)")
+	if got := g.must("rpm -q --qf '%{VERSION}' " + name); got != newest {
+		g.t.Errorf("installed is %s", got)
+	}
+	g.must("( set -eu\n" + m.Downgrade(name, older) + "\n)")
+	if got := g.must("rpm -q --qf '%{VERSION}-%{RELEASE}' " + name); got != older {
+		g.t.Errorf("brought back to %s, want %s", got, older)
 	}
 }
 
@@ -636,6 +683,11 @@ func testZypper(t *testing.T, w *rpmWorld) {
 	if after := g.state(); after != before {
 		t.Errorf("uninstall leaves\n%s\nbefore it was\n%s", after, before)
 	}
+
+	if out, code := g.run(p.Script(items(p, "repo")[0])); code != 0 {
+		t.Fatalf("repo: exit %d: %s", code, out)
+	}
+	g.takesBack(p, "nvidia-persistenced", "580.95.05", "580.82.07-1")
 
 	// Modules that SUSE signed: what goes with them has their version.
 	g = newRPMGuest(t, "sles15-t4-secureboot", w.suseSetup()+suseBase(t))

@@ -51,9 +51,6 @@ var goldens = []struct {
 	{"debian12-readonly", "debian12-readonly", choice.Want{}},
 	{"debian12-k80-and-l4", "debian12-k80-and-l4", choice.Want{}},
 	{"rocky9-l4", "rocky9-l4", choice.Want{}},
-	{"debian12-t4-remedies", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, Firmware: true, ModuleOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
-	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
-	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
 	{"debian12-gtx1050ti-runfile", "debian12-gtx1050ti-nouveau", choice.Want{Source: choice.SourceRunfile}},
 	{"ubuntu2004-gtx750-runfile-390-cuda-9.1", "ubuntu2004-gtx750", choice.Want{Source: choice.SourceRunfile, Driver: "390.157", CUDA: "9.1", CUDASource: choice.SourceRunfile}},
 	{"ubuntu2004-gtx750-runfile-sent", "ubuntu2004-gtx750", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
@@ -123,6 +120,9 @@ var goldens = []struct {
 	{"fedora44-b200-runfile-cuda", "fedora44-b200", choice.Want{Source: choice.SourceRunfile, CUDA: "12.9.1", CUDASource: choice.SourceRunfile}},
 	{"sles15-t4-cuda-12.8", "sles15-t4", choice.Want{CUDA: "12.8"}},
 	{"azurelinux3-a100-runfile", "azurelinux3-a100", choice.Want{Source: choice.SourceRunfile}},
+	{"debian12-t4-remedies", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, Firmware: true, ModuleOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
+	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
+	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
 

@@ -22,7 +22,7 @@ import (
 var systemPath = regexp.MustCompile("(^|[-\\s\"'=:(`<>|;])/(etc|opt|usr/local|usr/share|var/log|var/lib)\\b")
 
 // anyPath is one of those wherever it stands.
-var anyPath = regexp.MustCompile("/(etc|opt|usr/local|usr/share|var/log|var/lib)\\b")
+var anyPath = regexp.MustCompile(`/(etc|opt|usr/local|usr/share|var/log|var/lib)\b`)
 
 // toolkitGuest is a folder that stands for a guest that gets a toolkit by its runfile.
 type toolkitGuest struct {

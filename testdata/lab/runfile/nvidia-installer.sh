@@ -19,7 +19,8 @@ fail() {
 } >"$log"
 
 known() { grep -qxF -e "$1" "$here/options"; }
-silent='' dkms='' flavor='' kernel=$(uname -r) running=''
+# The real one asks uname, which in a container tells of the machine's kernel and not of the guest's.
+silent='' dkms='' flavor='' kernel=$(cat /proc/sys/kernel/osrelease) running=''
 while [ $# -gt 0 ]; do
 	word=$1
 	shift
