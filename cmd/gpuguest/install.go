@@ -150,7 +150,7 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: a.powerCycle(b.powerCycle),
 		Patience: 5 * time.Minute,
 	}
-	cfg.Recall, cfg.Remember = recall(a.host, a.port)
+	cfg.Recall, cfg.Remember = a.recall()
 	if a.logDir != "" {
 		cfg.Logs = a.openLog
 	}
