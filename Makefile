@@ -46,6 +46,7 @@ lint: deps
 	$(GO) tool staticcheck ./...
 	@# The vulnerability data is on the network; where that is out of reach, the check says so and goes on.
 	$(GO) tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not reach its data (exit $$code)"; [ $$code -ne 3 ]; }
+	GPUGUEST_LINT=1 $(GO) test -count=1 -run Shellcheck ./internal/plan
 	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh testdata/bench/*.sh docs/*.sh
 	shellcheck -s bash .ci/run
 

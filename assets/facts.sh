@@ -69,7 +69,9 @@ for f in /etc/os-release /usr/lib/os-release /proc/cmdline /proc/keys /proc/moun
 	/etc/apt/sources.list "$R"/etc/apt/sources.list.d/*.list \
 	"$R"/etc/apt/sources.list.d/*.sources "$R"/boot/loader/entries/*.conf \
 	"$R"/boot/efi/loader/entries/*.conf "$R"/efi/loader/entries/*.conf "$R"/etc/default/grub.d/*.cfg \
-	"$R"/etc/yum.repos.d/*.repo "$R"/etc/zypp/repos.d/*.repo; do
+	"$R"/etc/yum.repos.d/*.repo "$R"/etc/zypp/repos.d/*.repo "$R"/boot/efi/EFI/*/grub.cfg "$R"/boot/efi/EFI/*/grubenv \
+	/etc/yum/pluginconf.d/versionlock.list /etc/dnf/plugins/versionlock.list /etc/dnf/versionlock.toml /etc/zypp/locks \
+	"$R"/etc/tdnf/locks.d/*.conf; do
 	case $f in "$R"/*) ;; *) f=$R$f ;; esac
 	if [ "$f" = "$R/usr/lib/os-release" ] && [ -f "$R/etc/os-release" ]; then continue; fi
 	if [ -f "$f" ] && [ -r "$f" ]; then set -- "$@" "$f"; fi
@@ -119,7 +121,8 @@ for d in "$R"/lib/modules/*/; do
 		if [ -f "$f" ]; then set -- "$@" "$f"; fi
 	done
 done
-for f in "$R"/boot/vmlinu[xz]* "$R"/boot/Image* "$R"/boot/kernel-* "$R"/boot/initr* "$R"/boot/init-*; do
+for f in "$R"/boot/vmlinu[xz]* "$R"/boot/Image* "$R"/boot/kernel-* "$R"/boot/initr* "$R"/boot/init-* \
+	"$R"/boot/efi/*/*/initrd "$R"/boot/*/*/initrd "$R"/efi/*/*/initrd; do
 	if [ -f "$f" ]; then out "f$TAB${f#"$R"}"; fi
 done
 # Module files of interest of every kernel: which of them starts next is worked out later.
@@ -543,7 +546,17 @@ if [ -d "$L/before" ]; then
 	out before
 	if [ -r "$L/packages" ]; then awk '{ print "|package\t" $1 "\t" $2 "\t" $3 }' "$L/packages"; fi
 	if [ -r "$L/held" ]; then awk '{ print "|held\t" $1 }' "$L/held"; fi
-	if [ -r "$R/etc/default/grub.d/90-gpuguest.cfg" ]; then sed -n 's/^# arguments: /|args	/p' "$R/etc/default/grub.d/90-gpuguest.cfg"; fi
+	set --
+	for f in "$R/etc/default/grub.d/90-gpuguest.cfg" "$R/etc/default/grub" "$L/args"; do
+		if [ -r "$f" ]; then set -- "$@" "$f"; fi
+	done
+	if [ $# -gt 0 ]; then sed -n 's/^# arguments: /|args	/p' "$@"; fi
+	if [ -r "$L/products" ]; then awk '{ print "|product\t" $1 }' "$L/products"; fi
+	# What was done past the package manager: internal/steps writes each of these before it does it.
+	for v in runfile toolkit cuda-link account service; do
+		if [ -r "$L/before/$v" ]; then awk -v k="$v" 'NF { print "|" k "\t" $1 }' "$L/before/$v"; fi
+	done
+	if [ -d "$L/secure-boot" ]; then out signing-key; fi
 	if [ -d "$L/before/files" ]; then ( cd "$L/before/files" && find . ! -type d ) | sed 's/^\./|kept	/'; fi
 	if [ -d "$L/before/absent" ]; then ( cd "$L/before/absent" && find . -type f ) | sed 's/^\./|absent	/'; fi
 fi

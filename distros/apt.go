@@ -140,61 +140,17 @@ chmod 0644 ` + part + `
 mv -f ` + part + ` ` + sh.Quote(dest)
 }
 
-// The kernel's table of locks is asked, as neither fuser nor lsof is on a stock guest. It knows files by
-// inode only, so the process must also have that very file open. Where nobody holds a lock nothing is forked.
 func (a apt) WaitLock(seconds int) string {
-	var files []string
-	for _, f := range []string{"/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"} {
-		files = append(files, a.root+f)
-	}
-	return `(
-left=` + fmt.Sprint(seconds) + `
-said=
-[ -r /proc/locks ] || exit 0
-while :; do
-	holder=
-	while read -r _ kind _ mode p dev _; do
-		[ "$kind$mode" = POSIXWRITE ] || continue
-		for f in ` + sh.Join(files...) + `; do
-			for d in "/proc/$p/fd"/*; do
-				# shellcheck disable=SC3013 # dash, bash and busybox know -ef
-				[ "$d" -ef "$f" ] && [ "${dev##*:}" = "$(stat -L -c %i "$f" 2>/dev/null)" ] || continue
-				holder="process $p ($(tr '\0' ' ' <"/proc/$p/cmdline" 2>/dev/null | cut -c 1-120)) holds $f"
-			done
-		done
-	done </proc/locks
-	[ -n "$holder" ] || exit 0
-	if [ "$holder" != "$said" ]; then
-		echo "gpuguest: waiting: $holder" >&2
-		said=$holder
-	fi
-	if [ "$left" -le 0 ]; then
-		echo "still held after ` + fmt.Sprint(seconds) + ` s: $holder" >&2
-		exit 75
-	fi
-	left=$((left - 1))
-	sleep 1
-done
-)`
+	return waitLock(a.root, []string{"/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"}, nil, seconds)
 }
 
 func (a apt) Quiet(script string) string {
-	return `(
-timers=
-if [ -d /run/systemd/system ]; then
-	for t in apt-daily.timer apt-daily-upgrade.timer; do
-		if systemctl is-active --quiet "$t"; then timers="$timers $t"; fi
-	done
-fi
-again() { for t in $timers; do systemctl start --no-block "$t" || :; done; }
-trap again EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-for t in $timers; do systemctl stop "$t"; done
-` + strings.TrimRight(script, "\n") + `
-)`
+	return quiet([]string{"apt-daily.timer", "apt-daily-upgrade.timer"}, script)
 }
+
+// apt's branches are pinned by packages.
+func (a apt) Pin(Pin) string    { return ":" }
+func (a apt) Pinned(Pin) string { return ":" }
 
 // apt-get update ends well when a source could not be reached and badly when some source has no key, so
 // its exit status says little. What it prints is read instead: an error that names a source is that

@@ -45,12 +45,16 @@ func commands() []struct{ name, text string } {
 	}
 }
 
-func TestAptCommandsMatchTheirGoldens(t *testing.T) {
+func TestAptCommandsMatchTheirGoldens(t *testing.T) { matchGolden(t, "apt", commands()) }
+
+// matchGolden holds every text that a manager builds against testdata/NAME.golden.
+func matchGolden(t *testing.T, name string, all []struct{ name, text string }) {
+	t.Helper()
 	var got bytes.Buffer
-	for _, c := range commands() {
+	for _, c := range all {
 		fmt.Fprintf(&got, "== %s\n%s\n", c.name, c.text)
 	}
-	const golden = "testdata/apt.golden"
+	golden := "testdata/" + name + ".golden"
 	if *update {
 		if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
@@ -65,8 +69,12 @@ func TestAptCommandsMatchTheirGoldens(t *testing.T) {
 	}
 }
 
-func TestAptCommandsAreShellAndTakeARedirection(t *testing.T) {
-	for _, c := range commands() {
+func TestAptCommandsAreShellAndTakeARedirection(t *testing.T) { checkCommands(t, commands()) }
+
+// checkCommands has shells and shellcheck read every text, alone, before a redirection and in a substitution.
+func checkCommands(t *testing.T, all []struct{ name, text string }) {
+	t.Helper()
+	for _, c := range all {
 		t.Run(c.name, func(t *testing.T) {
 			if strings.HasSuffix(c.text, "\n") {
 				t.Error("ends in a newline: what a caller puts behind it would be a command of its own")

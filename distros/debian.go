@@ -4,6 +4,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"gpuguest/internal/facts"
 )
 
 // debian fills in what all releases of Debian share.
@@ -27,13 +29,15 @@ func debian(version, codename string, components ...string) Distro {
 			SourceNVIDIA: {"cuda-drivers*", "nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-open", "nvidia-open-[0-9]*"},
 			SourceDistro: {"nvidia-smi", "nvidia-open-kernel-dkms", "nvidia-tesla-*", "nvidia-legacy-3*"},
 		},
-		GRUBUpdate: "update-grub",
-		Initramfs:  "initramfs-tools",
-		DKMSKey:    "/var/lib/dkms/mok.key",
-		DKMSCert:   "/var/lib/dkms/mok.pub",
-		kernel:     debianKernels{},
+		Boot:     debianBoot,
+		DKMSKey:  "/var/lib/dkms/mok.key",
+		DKMSCert: "/var/lib/dkms/mok.pub",
+		kernel:   debKernels{debianKernels{}},
 	}
 }
+
+// debianBoot is the boot layer of Debian and what is made from it.
+var debianBoot = Boot{Loaders: []Loader{grubDropIn{update: "update-grub"}, entries{}}, Makers: makers}
 
 // debianPersistence is how Debian packages the daemon: postinst makes the user nvpd and starts the unit
 // (nvidia-persistenced of Debian 11 to 13, looked inside).
@@ -107,4 +111,43 @@ func (k debianKernels) meta(release string, _ []string) string {
 		return f
 	}
 	return ""
+}
+
+// debKernels names packages as Debian and Ubuntu do: linux-image and linux-headers, with a release or with the
+// tail of a meta package behind.
+type debKernels struct {
+	names interface {
+		flavor(release string) string
+		meta(release string, installed []string) string
+	}
+}
+
+func (k debKernels) flavor(release string) string { return k.names.flavor(release) }
+func (k debKernels) meta(release string, installed []string) string {
+	return k.names.meta(release, installed)
+}
+
+func (debKernels) headers(release string) []string { return []string{"linux-headers-" + release} }
+
+func (k debKernels) later(release string, f facts.Facts) []string {
+	return k.tailed("linux-headers-", release, f)
+}
+
+func (k debKernels) newest(release string, f facts.Facts) []string {
+	return k.tailed("linux-image-", release, f)
+}
+
+func (k debKernels) tailed(prefix, release string, f facts.Facts) []string {
+	tail := k.meta(release, f.Kernel.Meta)
+	if tail == "" {
+		return nil
+	}
+	return []string{prefix + tail}
+}
+
+func (k debKernels) carries(name, release string, f facts.Facts) bool {
+	if !strings.HasPrefix(name, "linux-image-") && !strings.HasPrefix(name, "linux-headers-") {
+		return false
+	}
+	return strings.Contains(name, release) || slices.Contains(f.Kernel.Meta, name)
 }

@@ -12,5 +12,9 @@ func init() {
 		debianOwn(535, FlavorOpen, "535.309.01", "Debian 12 contrib, nvidia-open-kernel-dkms"),
 		debianVariant(470, "tesla-470", "470.256.02", "Debian 12 non-free, nvidia-tesla-470-kernel-dkms 470.256.02-1~deb12u1"),
 	)
+	d.Tested = map[string]string{
+		SourceNVIDIA: "real guest (virtual machine and container), with a stand-in for NVIDIA's packages",
+		SourceDistro: "real guest (container), Debian's 535 packages by hand",
+	}
 	register(d)
 }

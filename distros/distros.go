@@ -8,6 +8,7 @@ package distros
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,12 +20,14 @@ import (
 const (
 	SourceNVIDIA = "nvidia" // NVIDIA's network repository
 	SourceDistro = "distro" // the distribution's own packages
+	SourceOther  = "other"  // somebody else's: nothing is taken from there, and what came from there is in the way
 
 	FlavorOpen        = "open"
 	FlavorProprietary = "proprietary"
 
 	ModulesDKMS        = "dkms"
 	ModulesPrecompiled = "precompiled"
+	ModulesKMP         = "kmp" // SUSE: built in the guest by the package's own scripts
 )
 
 // Distro is one release of one distribution.
@@ -33,30 +36,35 @@ type Distro struct {
 	Version  string            // os-release VERSION_ID: "12"; a point release of it matches too
 	Codename string            // os-release VERSION_CODENAME: "bookworm"
 	Name     string            // for people: "Debian 12 (bookworm)"
-	Family   string            // "apt"
+	Family   string            // "apt", "dnf", "zypper", "tdnf"
 	Arches   map[string]string // machine (uname -m) → the package manager's word: "x86_64" → "amd64"; others are not served
 
 	Packages Manager // the package manager
 
 	RepoDir       map[string]string // machine → directory below NVIDIA's repository root: "debian12/x86_64"
 	KeyringSHA256 map[string]string // that directory → SHA-256 of its keyring package; a missing one must be given by the user
+	RepoKey       RepoKey           // the key of NVIDIA's repository, where no keyring package brings it
+	RepoFiles     string            // folder of the package manager's repository files, for those
 	Frozen        string            // what is wrong with NVIDIA's repository for this release ("it gets no new drivers"), "" nothing
 
 	BuildTools []string // packages a DKMS build needs besides headers
+	GCC        int      // major version of the distribution's compiler, 0 not of interest: see Toolset
+	Vault      Vault    // where packages go that leave the archive
+	Extras     []Extra  // repositories that BuildTools or the driver need besides the distribution's usual ones
 	Compiler   []string // packages that make a C program for this system: a compiler and the C library's headers
 	Components []string // archive components the distribution's own driver packages live in, besides main
-	Suites     []string // archive suites to read: the release and its updates
+	Suites     []string // archive suites to read: the release and its updates; for rpm, patterns of the ids of the distribution's repositories
 	Keyring    string   // path of the distribution's archive keyring, for Signed-By
 
-	Offers []Offer // which drivers can be had here
+	Offers []Offer           // which drivers can be had here
+	Tested map[string]string // how, by source; one that is missing was tested by plans only
 	// Marks are patterns (path.Match) of package names that only one source of drivers has, by source.
 	// Packages of both in one guest break each other.
 	Marks map[string][]string
 
-	GRUBUpdate string // command that writes the bootloader's configuration anew from its defaults file
-	Initramfs  string // what makes the initramfs on a stock guest: "initramfs-tools"
-	DKMSKey    string // private key that DKMS signs modules with
-	DKMSCert   string // its certificate, DER, as mokutil takes it
+	Boot     Boot   // how the boot loader and the initramfs are changed and asked
+	DKMSKey  string // private key that DKMS signs modules with
+	DKMSCert string // its certificate, DER, as mokutil takes it
 
 	kernel kernelNames
 }
@@ -68,6 +76,14 @@ type kernelNames interface {
 	// meta is the tail that the meta packages for a release share ("generic-hwe-24.04"), given those
 	// installed; "" unknown.
 	meta(release string, installed []string) string
+	// headers are the packages with the exact headers of a release.
+	headers(release string) []string
+	// later are the packages that bring the headers of later kernels of the same flavor.
+	later(release string, f facts.Facts) []string
+	// newest are the packages that bring the newest kernel of the same flavor.
+	newest(release string, f facts.Facts) []string
+	// carries tells whether a package is part of the kernel of a release, or brings later ones.
+	carries(name, release string, f facts.Facts) bool
 }
 
 // Offer is one way to get a driver: a source, a flavor, a way for its modules to come, and the branches
@@ -82,7 +98,10 @@ type Offer struct {
 	Seen                    string   // the version found when a source that carries only one was looked at, "" when it carries many
 	Packages                []string // driver packages, in order
 	Pin                     []string // packages that pin the branch, installed before
+	Stream                  string   // template of the module stream that holds the branch, "" none
+	Lock                    bool     // the branch is kept by locking versions: the repository holds others too
 	Last                    bool     // taken by itself only when no other offer serves
+	Caveat                  string   // what is not known of it and the user should hear, "" nothing
 
 	Module      string      // name of the module file in the guest: "nvidia", Debian's "nvidia-current"
 	DKMSName    string      // name that dkms status shows, "" not built by DKMS
@@ -117,17 +136,18 @@ type Names struct {
 	Branch     int
 	Version    string // full version when one was asked for, "" the newest of the branch
 	Kernel     string // release of the next kernel, "" unknown
+	Flavor     string // that kernel's flavor, "" unknown
 	KernelMeta string // tail of the kernel's meta packages: "generic-hwe-24.04"; "" unknown or not wanted
 }
 
-// Expand fills package templates: {branch}, {pin} (the version, or else the branch), {kernel} and {kmeta}.
+// Expand fills package templates: {branch}, {pin} (the version, or else the branch), {kernel}, {kflavor} and {kmeta}.
 // A package whose value is not known is left out.
 func Expand(templates []string, n Names) []string {
 	pin := n.Version
 	if pin == "" {
 		pin = fmt.Sprint(n.Branch)
 	}
-	values := [...][2]string{{"{branch}", fmt.Sprint(n.Branch)}, {"{pin}", pin}, {"{kernel}", n.Kernel}, {"{kmeta}", n.KernelMeta}}
+	values := [...][2]string{{"{branch}", fmt.Sprint(n.Branch)}, {"{pin}", pin}, {"{kernel}", n.Kernel}, {"{kflavor}", n.Flavor}, {"{kmeta}", n.KernelMeta}}
 	out := make([]string, 0, len(templates))
 	for _, t := range templates {
 		ok := true
@@ -187,6 +207,10 @@ type Manager interface {
 	Manual() string
 	// Held prints the names of the packages on hold.
 	Held() string
+	// Pin keeps what is installed later within a branch, beyond what packages do. It needs the step library:
+	// files it changes are kept. Pinned exits zero when the pin is in force; it reads files only.
+	Pin(p Pin) string
+	Pinned(p Pin) string
 	// Quiet runs script in a subshell with the distribution's own timed package runs held off, and lets
 	// them go on afterwards, however script ends. A power cut in between leaves nothing behind: the timers
 	// are stopped, not disabled.
@@ -215,17 +239,32 @@ func (d Distro) HeadersFor(release string) []string {
 	if release == "" {
 		return nil
 	}
-	return []string{"linux-headers-" + release}
+	return d.kernel.headers(release)
 }
 
 // HeadersMeta returns the packages that pull in the headers of every later kernel of the same flavor, so
 // that a kernel upgrade brings what DKMS needs. It is empty when the flavor is not known.
 func (d Distro) HeadersMeta(release string, f facts.Facts) []string {
-	tail := d.KernelMeta(release, f)
-	if tail == "" {
+	if release == "" {
 		return nil
 	}
-	return []string{"linux-headers-" + tail}
+	return d.kernel.later(release, f)
+}
+
+// NewestKernel returns the packages that bring the newest kernel of a kernel's flavor; none when not known.
+func (d Distro) NewestKernel(release string, f facts.Facts) []string {
+	return d.kernel.newest(release, f)
+}
+
+// KernelPackages returns the installed packages that carry a kernel, its headers, or bring later ones, by name.
+func (d Distro) KernelPackages(release string, f facts.Facts) []string {
+	var found []string
+	for _, p := range slices.Sorted(maps.Keys(f.Packages)) {
+		if d.kernel.carries(p, release, f) {
+			found = append(found, p)
+		}
+	}
+	return found
 }
 
 // String returns the distribution as --as takes it: "debian:12".
@@ -268,7 +307,7 @@ func For(osr facts.OS, as string) (Distro, error) {
 	}
 	var best Distro
 	for _, d := range registry {
-		if d.ID == id && (d.Version == version || strings.HasPrefix(version, d.Version+".")) && len(d.Version) > len(best.Version) {
+		if d.ID == id && (strings.EqualFold(d.Version, version) || strings.HasPrefix(version, d.Version+".")) && len(d.Version) > len(best.Version) {
 			best = d
 		}
 	}

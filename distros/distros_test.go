@@ -33,10 +33,21 @@ func TestForMatchesBySpecificity(t *testing.T) {
 		{osr: facts.OS{ID: "devuan", VersionID: "5", Codename: "bookworm", Like: []string{"debian"}}, says: []string{"--as debian:12"}},
 		{osr: facts.OS{ID: "ubuntu", VersionID: "25.10", Like: []string{"debian"}}, says: []string{"if its packages are those of Ubuntu 24.04 (noble), say --as ubuntu:24.04"}},
 		{osr: facts.OS{ID: "debian", VersionID: "14"}, says: []string{"--as debian:13"}},
-		{osr: facts.OS{ID: "fedora", VersionID: "44"}, says: []string{"fedora:44"}},
+		{osr: facts.OS{ID: "fedora", VersionID: "44"}, want: "fedora:44"},
+		{osr: facts.OS{ID: "fedora", VersionID: "41"}, says: []string{"fedora:41"}},
 		{osr: facts.OS{ID: "linuxmint", VersionID: "22"}, as: "ubuntu:24.04", want: "ubuntu:24.04"},
 		{osr: facts.OS{ID: "linuxmint", VersionID: "22"}, as: "Debian:12", want: "debian:12"},
-		{osr: facts.OS{ID: "debian", VersionID: "12"}, as: "rocky:9", says: []string{"rocky:9; known"}},
+		{osr: facts.OS{ID: "debian", VersionID: "12"}, as: "rocky:6", says: []string{"rocky:6; known"}},
+		{osr: facts.OS{ID: "rocky", VersionID: "9.6"}, want: "rocky:9"},
+		{osr: facts.OS{ID: "rhel", VersionID: "10.1"}, want: "rhel:10"},
+		{osr: facts.OS{ID: "centos", VersionID: "7"}, want: "centos:7"},
+		{osr: facts.OS{ID: "ol", VersionID: "8.10"}, want: "ol:8"},
+		{osr: facts.OS{ID: "kylin", VersionID: "V10"}, want: "kylin:V10"},
+		{osr: facts.OS{ID: "debian", VersionID: "12"}, as: "kylin:V10", want: "kylin:V10"},
+		{osr: facts.OS{ID: "opensuse-leap", VersionID: "15.6"}, want: "opensuse-leap:15"},
+		{osr: facts.OS{ID: "azurelinux", VersionID: "3.0"}, want: "azurelinux:3.0"},
+		{osr: facts.OS{ID: "openEuler", VersionID: "22.03"}, says: []string{"openeuler:22.03"}},
+		{osr: facts.OS{ID: "scientific", VersionID: "7.9", Like: []string{"rhel", "centos", "fedora"}}, says: []string{"say --as rhel:"}},
 		{osr: facts.OS{ID: "debian", VersionID: "12"}, as: "debian", says: []string{"--as debian is not of the form"}},
 		{osr: facts.OS{ID: "debian", VersionID: "12"}, as: ":12", says: []string{"not of the form"}},
 	} {
@@ -74,8 +85,16 @@ func TestEveryDistributionAndOfferIsSound(t *testing.T) {
 	var names []string
 	for _, d := range All() {
 		names = append(names, d.String())
-		if d.Name == "" || d.Codename == "" || d.Family != "apt" || d.Packages == nil || d.kernel == nil || d.GRUBUpdate == "" || len(d.Suites) == 0 || len(d.Components) == 0 {
+		if d.Name == "" || d.Packages == nil || d.kernel == nil || len(d.Boot.Loaders) == 0 || len(d.Boot.Makers) == 0 || len(d.Suites) == 0 {
 			t.Errorf("%s: incomplete: %+v", d, d)
+		}
+		if apt := d.Family == "apt"; apt != (d.Codename != "") || apt != (len(d.Components) > 0) || apt == (d.RepoKey.File != "") || apt == (d.RepoFiles != "") {
+			t.Errorf("%s: neither all of apt nor all of rpm: %+v", d, d)
+		}
+		for _, e := range d.Extras {
+			if e.Name == "" || (e.IDs == "") == (e.Gone == "") || e.How == "" || e.Enable == "" {
+				t.Errorf("%s: incomplete: %+v", d, e)
+			}
 		}
 		for dir, sum := range d.KeyringSHA256 {
 			if len(sum) != 64 || !strings.HasPrefix(dir, d.ID+strings.ReplaceAll(d.Version, ".", "")+"/") {
@@ -92,7 +111,7 @@ func TestEveryDistributionAndOfferIsSound(t *testing.T) {
 			if o.Fact == "" || o.Module == "" || len(o.Packages) == 0 || o.Persistence.Unit == "" || strings.Contains(o.Fact, "memory") {
 				t.Errorf("%s: incomplete", at)
 			}
-			if (o.Modules == ModulesDKMS) != (o.DKMSName != "") || o.Signed != (o.Modules == ModulesPrecompiled) {
+			if (o.Modules == ModulesDKMS) != (o.DKMSName != "") || o.Signed != (o.Modules == ModulesPrecompiled) || o.Lock && o.Stream != "" {
 				t.Errorf("%s: DKMS name %q, signed %v", at, o.DKMSName, o.Signed)
 			}
 			if !slices.Contains([]string{SourceNVIDIA, SourceDistro}, o.Source) || !slices.Contains(bothFlavors, o.Flavor) {
@@ -121,7 +140,8 @@ func TestEveryDistributionAndOfferIsSound(t *testing.T) {
 						t.Errorf("%s: a second offer of %+v", at, k)
 					}
 					seen[k] = true
-					for _, p := range Expand(o.Packages, Names{Branch: b.Number, Kernel: "6.8.0-45-generic", KernelMeta: "generic"}) {
+					for _, p := range Expand(o.Packages, Names{Branch: b.Number, Kernel: "6.8.0-45-generic", Flavor: "default", KernelMeta: "generic"}) {
+						p = PackageName(p)
 						if strings.ContainsAny(p, "{} ") {
 							t.Errorf("%s: package %q", at, p)
 						}
@@ -146,7 +166,12 @@ func TestEveryDistributionAndOfferIsSound(t *testing.T) {
 			}
 		}
 	}
-	if want := []string{"debian:11", "debian:12", "debian:13", "ubuntu:20.04", "ubuntu:22.04", "ubuntu:24.04", "ubuntu:26.04"}; !slices.Equal(names, want) {
+	if want := []string{
+		"almalinux:10", "almalinux:8", "almalinux:9", "amzn:2023", "azurelinux:3.0", "centos:10", "centos:7", "centos:8", "centos:9",
+		"debian:11", "debian:12", "debian:13", "fedora:43", "fedora:44", "kylin:V10", "kylin:V11", "ol:10", "ol:7", "ol:8", "ol:9",
+		"opensuse-leap:15", "opensuse-leap:16", "rhel:10", "rhel:7", "rhel:8", "rhel:9", "rocky:10", "rocky:8", "rocky:9", "sles:15", "sles:16",
+		"ubuntu:20.04", "ubuntu:22.04", "ubuntu:24.04", "ubuntu:26.04",
+	}; !slices.Equal(names, want) {
 		t.Errorf("known are %v, want %v", names, want)
 	}
 }
@@ -193,6 +218,20 @@ func TestHeaderPackagesFollowTheKernel(t *testing.T) {
 		{"ubuntu:24.04", "6.8.0-45-generic-64k", []string{"linux-image-generic"}, "generic-64k", "linux-headers-6.8.0-45-generic-64k"},
 		{"ubuntu:24.04", "6.8.0-45-generic", []string{"linux-image-generic-64k"}, "generic", "linux-headers-6.8.0-45-generic"},
 		{"ubuntu:24.04", "6.9.3-custom", nil, "", "linux-headers-6.9.3-custom"},
+		{"centos:7", "3.10.0-1160.119.1.el7.x86_64", nil, "standard", "kernel-devel-3.10.0-1160.119.1.el7.x86_64"},
+		{"rocky:8", "4.18.0-553.el8_10.x86_64", nil, "standard", "kernel-devel-4.18.0-553.el8_10.x86_64"},
+		{"rocky:9", "5.14.0-570.12.1.el9_6.x86_64", nil, "standard", "kernel-devel-5.14.0-570.12.1.el9_6.x86_64 kernel-devel-matched-5.14.0-570.12.1.el9_6.x86_64"},
+		{"almalinux:9", "5.14.0-570.12.1.el9_6.aarch64+64k", nil, "64k", "kernel-64k-devel-5.14.0-570.12.1.el9_6.aarch64 kernel-64k-devel-matched-5.14.0-570.12.1.el9_6.aarch64"},
+		{"ol:9", "6.12.0-100.28.2.2.el9uek.x86_64", nil, "uek", "kernel-uek-devel-6.12.0-100.28.2.2.el9uek.x86_64"},
+		{"rhel:8", "4.18.0-553.rt7.342.el8_10.x86_64", nil, "rt", "kernel-rt-devel-4.18.0-553.rt7.342.el8_10.x86_64"},
+		{"fedora:44", "6.19.8-300.fc44.x86_64", nil, "standard", "kernel-devel-6.19.8-300.fc44.x86_64 kernel-devel-matched-6.19.8-300.fc44.x86_64"},
+		{"amzn:2023", "6.1.115-126.197.amzn2023.x86_64", nil, "standard", "kernel-devel-6.1.115-126.197.amzn2023.x86_64 kernel-modules-extra-6.1.115-126.197.amzn2023.x86_64"},
+		{"amzn:2023", "6.12.40-63.114.amzn2023.aarch64", nil, "standard", "kernel6.12-devel-6.12.40-63.114.amzn2023.aarch64 kernel6.12-modules-extra-6.12.40-63.114.amzn2023.aarch64"},
+		{"kylin:V10", "4.19.90-89.11.v2401.ky10.x86_64", nil, "standard", "kernel-devel-4.19.90-89.11.v2401.ky10.x86_64"},
+		{"sles:15", "6.4.0-150600.23.47-default", nil, "default", "kernel-default-devel=6.4.0-150600.23.47"},
+		{"sles:15", "6.4.0-150600.8.40-azure", nil, "azure", "kernel-azure-devel=6.4.0-150600.8.40"},
+		{"sles:15", "6.9.3", nil, "", ""},
+		{"azurelinux:3.0", "6.6.64.2-9.azl3", nil, "standard", "kernel-devel=6.6.64.2-9.azl3"},
 	} {
 		d, err := For(facts.OS{}, c.as)
 		if err != nil {
@@ -218,6 +257,7 @@ func TestRepoNamesNVIDIAsRepositoryOrItsMirror(t *testing.T) {
 	want := Repo{
 		Dir:           "debian12/x86_64",
 		URL:           "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/",
+		KeyPackage:    "cuda-keyring",
 		KeyringURL:    "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/cuda-keyring_1.1-1_all.deb",
 		KeyringSHA256: "e7f219eab6fe4819cdb5c15b98233dc3420302d9c00883219cd3d896857cf48d",
 		Keyring:       "/usr/share/keyrings/cuda-archive-keyring.gpg",

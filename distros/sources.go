@@ -1,6 +1,7 @@
 package distros
 
 import (
+	"path"
 	"slices"
 	"strings"
 
@@ -18,6 +19,9 @@ const ExtraSourcesPath = "/etc/apt/sources.list.d/gpuguest.sources"
 // any source when two entries disagree about it. For the same reason nothing is added to a source whose
 // key is written out in its own file; the guest's owner has to add the components there.
 func (d Distro) ExtraSources(f facts.Facts, mirror string) string {
+	if len(d.Components) == 0 {
+		return ""
+	}
 	type key struct{ uri, suite string }
 	var order []key
 	components := map[key][]string{}
@@ -76,6 +80,9 @@ func (d Distro) ExtraSources(f facts.Facts, mirror string) string {
 // Archive returns the URIs that the distribution's own packages come from in a guest: the sources that must
 // refresh before they can be installed, whatever else the guest is told to read.
 func (d Distro) Archive(f facts.Facts, mirror string) []string {
+	if d.RepoFiles != "" {
+		return d.repositories(f)
+	}
 	if mirror != "" {
 		return []string{strings.TrimRight(mirror, "/")}
 	}
@@ -84,6 +91,20 @@ func (d Distro) Archive(f facts.Facts, mirror string) []string {
 		uri := strings.TrimRight(s.URI, "/")
 		own := slices.Contains(d.Suites, s.Suite) || s.Suite == d.Codename+"-security"
 		if own && slices.Contains(strings.Fields(s.Component), "main") && !slices.Contains(uris, uri) {
+			uris = append(uris, uri)
+		}
+	}
+	return uris
+}
+
+// repositories returns the URIs of the distribution's own repositories that the guest's files turn on, by the
+// names of their sections.
+func (d Distro) repositories(f facts.Facts) []string {
+	var uris []string
+	for _, s := range f.Sources {
+		uri := strings.TrimRight(s.URI, "/")
+		own := slices.ContainsFunc(d.Suites, func(p string) bool { ok, _ := path.Match(p, s.Suite); return ok })
+		if own && !slices.Contains(uris, uri) {
 			uris = append(uris, uri)
 		}
 	}

@@ -24,11 +24,10 @@ func ubuntu(version, codename string) Distro {
 			SourceNVIDIA: {"cuda-drivers*", "nvidia-open", "nvidia-open-[0-9]*", "nvidia-driver-open", "nvidia-dkms-open", "nvidia-dkms"},
 			SourceDistro: {"linux-modules-nvidia-*", "nvidia-*-server", "nvidia-*-server-open"},
 		},
-		GRUBUpdate: "update-grub",
-		Initramfs:  "initramfs-tools",
-		DKMSKey:    "/var/lib/shim-signed/mok/MOK.priv",
-		DKMSCert:   "/var/lib/shim-signed/mok/MOK.der",
-		kernel:     ubuntuKernels{},
+		Boot:     debianBoot,
+		DKMSKey:  "/var/lib/shim-signed/mok/MOK.priv",
+		DKMSCert: "/var/lib/shim-signed/mok/MOK.der",
+		kernel:   debKernels{ubuntuKernels{}},
 	}
 }
 

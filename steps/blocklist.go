@@ -29,13 +29,21 @@ func init() {
 		Title:  "block the drivers that would claim the GPU",
 		After:  []ID{"ready", "rescue"},
 		AtBoot: claimed,
-		Check: func(Input) string {
-			return lines(
+		Check: func(in Input) string {
+			script := lines(
 				`[ -e `+blocklistPath+` ] || { echo "`+blocklistPath+` is missing"; exit 1; }`,
 				`printf %s `+sh.Quote(blocklist())+` | cmp -s - `+blocklistPath+` || { echo "`+blocklistPath+` was changed by somebody else"; exit 1; }`)
+			if path, text := makerConf(in); path != "" {
+				script = lines(script, `printf %s `+sh.Quote(text)+` | cmp -s - `+path+` || { echo "`+path+` does not keep them out of the initramfs"; exit 1; }`)
+			}
+			return script
 		},
-		Apply: func(Input) []action.Action {
-			return []action.Action{action.Write{Path: blocklistPath, Data: []byte(blocklist())}}
+		Apply: func(in Input) []action.Action {
+			acts := []action.Action{action.Write{Path: blocklistPath, Data: []byte(blocklist())}}
+			if path, text := makerConf(in); path != "" {
+				acts = append(acts, action.Write{Path: path, Data: []byte(text)})
+			}
+			return acts
 		},
 	})
 }

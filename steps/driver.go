@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 
+	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/sh"
@@ -14,24 +15,46 @@ func init() {
 		ID:     "pin",
 		Title:  "pin the driver branch",
 		After:  []ID{"ready", "rescue", "repo", "components"},
-		Wanted: func(in Input) bool { return len(in.Choice.Pin) > 0 },
+		Wanted: func(in Input) bool { return len(in.Choice.Pin) > 0 || !in.Choice.Within.None() },
 		Check: func(in Input) string {
-			return must(in.Distro.Packages.Installed(in.Choice.Pin...), "the pin is not installed")
+			var script []string
+			if len(in.Choice.Pin) > 0 {
+				script = append(script, must(in.Distro.Packages.Installed(in.Choice.Pin...), "the pin is not installed"))
+			}
+			if !in.Choice.Within.None() {
+				script = append(script, in.Distro.Packages.Pinned(in.Choice.Within))
+			}
+			return lines(script...)
 		},
 		Apply: func(in Input) []action.Action {
-			return []action.Action{action.Run{
-				Title:    "install " + strings.Join(in.Choice.Pin, " "),
-				Packages: true,
-				Script:   in.Distro.Packages.Quiet(installPackages(in, in.Choice.Pin...)),
-			}}
+			var acts []action.Action
+			if len(in.Choice.Pin) > 0 {
+				acts = append(acts, action.Run{
+					Title:    "install " + strings.Join(in.Choice.Pin, " "),
+					Packages: true,
+					Script:   in.Distro.Packages.Quiet(installPackages(in, in.Choice.Pin...)),
+				})
+			}
+			if !in.Choice.Within.None() {
+				acts = append(acts, action.Run{
+					Title:    pinTitle(in.Choice.Within),
+					Packages: true,
+					Script:   in.Distro.Packages.Quiet(in.Distro.Packages.Pin(in.Choice.Within)),
+				})
+			}
+			return acts
 		},
 		Hint: "the repository may not carry this branch or version: --driver names another",
 	})
 	register(Step{
 		ID:    "driver",
 		Title: "install the driver",
-		After: []ID{"ready", "rescue", "headers", "repo", "components", "pin", "blocklist"},
+		After: []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
+		Late:  needsFreeGPU,
 		Check: func(in Input) string {
+			if byRunfile(in) {
+				return lines(runfileCheck, moduleCheck(in))
+			}
 			return lines(
 				must(in.Distro.Packages.Installed(in.Choice.Packages...), "the driver packages are not all installed"),
 				moduleCheck(in))
@@ -52,6 +75,9 @@ func init() {
 			return in.Facts.Driver.Loaded != "" && !driverMet(in)
 		},
 		Apply: func(in Input) []action.Action {
+			if byRunfile(in) {
+				return append(runDriverInstaller(in), action.Run{Title: "see that the modules for kernel " + in.Facts.Kernel.Next + " are built", Script: buildModules(in)})
+			}
 			acts := []action.Action{action.Run{
 				Title:    "install " + strings.Join(in.Choice.Packages, " "),
 				Packages: true,
@@ -64,6 +90,17 @@ func init() {
 		},
 		Hint: "the whole log of the step is in the guest below /var/lib/gpuguest/jobs",
 	})
+}
+
+func pinTitle(p distros.Pin) string {
+	var what []string
+	if p.Stream != "" {
+		what = append(what, "enable module stream "+p.Stream)
+	}
+	if len(p.Names) > 0 {
+		what = append(what, "lock the driver's packages within "+p.Within)
+	}
+	return strings.Join(what, " and ")
 }
 
 // driverMet tells, from the facts alone, whether the planned driver's module is there for the next kernel.
@@ -121,8 +158,13 @@ func planned(in Input) string {
 // package's own script built for. Another module's failure is not ours to fail by, so the module file
 // decides and not DKMS's exit code; the end of the compiler's log is what names the cause.
 func buildModules(in Input) string {
+	next := `next=` + sh.Quote(in.Facts.Kernel.Next)
+	if _, enable := in.Distro.Toolset(in.Facts); enable != "" {
+		// The file reads variables that are not set.
+		next = lines(next, `set +u`, `. `+enable, `set -u`)
+	}
 	return lines(
-		`next=`+sh.Quote(in.Facts.Kernel.Next),
+		next,
 		`dkms autoinstall -k "$next" || echo "dkms autoinstall: exit $?"`,
 		`depmod "$next"`,
 		`if ! modinfo -k "$next" -F version `+sh.Quote(in.Choice.Module)+` >/dev/null 2>&1; then`,

@@ -12,8 +12,8 @@ func init() {
 	register(Step{
 		ID:     "headers",
 		Title:  "install headers for the next kernel and the build tools",
-		After:  []ID{"ready", "rescue", "kernel"},
-		Wanted: func(in Input) bool { return in.Choice.Modules == choice.ModulesDKMS },
+		After:  []ID{"ready", "rescue", "kernel", "extra-repos"},
+		Wanted: func(in Input) bool { return in.Choice.Modules != choice.ModulesPrecompiled },
 		Check: func(in Input) string {
 			build := "/lib/modules/" + in.Facts.Kernel.Next + "/build/Makefile"
 			return lines(
@@ -21,17 +21,24 @@ func init() {
 				`[ -e `+sh.Quote(build)+` ] || { echo "no build tree for kernel" `+sh.Quote(in.Facts.Kernel.Next)+`; exit 1; }`)
 		},
 		Apply: func(in Input) []action.Action {
-			return []action.Action{
-				action.Run{Title: "install headers and build tools", Packages: true, Script: in.Distro.Packages.Quiet(installPackages(in, headerPackages(in)...))},
+			var acts []action.Action
+			if script := in.Distro.FromVault(in.Facts.Kernel.Next, in.Facts.Arch, freshLists(in), in.Choice.Headers); script != "" {
+				acts = append(acts, action.Run{Title: "see whether the exact headers can still be had, else take them from the vault", Packages: true, Script: in.Distro.Packages.Quiet(script)})
 			}
+			return append(acts, action.Run{
+				Title: "install headers and build tools", Packages: true, Script: in.Distro.Packages.Quiet(installPackages(in, headerPackages(in)...)),
+			})
 		},
-		Hint: "the exact headers of the kernel may have left the archive: upgrade the guest's kernel, reboot and run gpuguest again",
+		Hint: "the exact headers of the kernel may have left the archive: upgrade the guest's kernel, reboot and run gpuguest again, or turn on the distribution's archive of old packages (its vault)",
 	})
 }
 
 // headerPackages are the exact headers, the packages that bring those of later kernels, and the tools.
 func headerPackages(in Input) []string {
 	all := slices.Concat(in.Choice.Headers, in.Distro.BuildTools)
+	if pkg, _ := in.Distro.Toolset(in.Facts); pkg != "" {
+		all = append(all, pkg)
+	}
 	slices.Sort(all)
 	return slices.Compact(all)
 }

@@ -1,7 +1,6 @@
 package steps
 
 import (
-	"maps"
 	"slices"
 	"strings"
 
@@ -32,7 +31,7 @@ func init() {
 			if len(fresh) == 0 {
 				return []action.Action{action.Run{Title: "hold", Script: ":"}}
 			}
-			return []action.Action{action.Run{Title: "hold " + strings.Join(fresh, " "), Script: lines(
+			return []action.Action{action.Run{Title: "hold " + strings.Join(fresh, " "), Packages: in.Distro.RepoFiles != "", Script: lines(
 				// Which holds are ours is on disk before they are made, so that uninstall lifts those and no other.
 				`printf '%s\n' `+sh.Join(fresh...)+` >>"$S/held"`,
 				`flush "$S/held"`,
@@ -43,14 +42,5 @@ func init() {
 
 // kernelPackages are the installed packages that carry the next kernel, its headers, or bring later ones.
 func kernelPackages(in Input) []string {
-	var found []string
-	for _, p := range slices.Sorted(maps.Keys(in.Facts.Packages)) {
-		if !strings.HasPrefix(p, "linux-image-") && !strings.HasPrefix(p, "linux-headers-") {
-			continue
-		}
-		if strings.Contains(p, in.Facts.Kernel.Next) || slices.Contains(in.Facts.Kernel.Meta, p) || slices.Contains(in.Choice.Headers, p) {
-			found = append(found, p)
-		}
-	}
-	return found
+	return in.Distro.KernelPackages(in.Facts.Kernel.Next, in.Facts)
 }

@@ -41,24 +41,27 @@ func init() {
 			return (in.Want.Firmware || in.Want.DropFirmware) && in.Facts.Boot.Image != ""
 		},
 		Refuse: func(in Input) string {
-			if _, ok := carriers[in.Facts.Boot.Initramfs]; !ok {
+			_, known := maker(in)
+			if _, ok := carriers[in.Facts.Boot.Initramfs]; !ok || !known {
 				return "how the guest's initramfs is given firmware is not known"
 			}
 			return ""
 		},
 		AtBoot: func(Input) bool { return true },
 		Check: func(in Input) string {
-			c, m := carriers[in.Facts.Boot.Initramfs], makers[in.Facts.Boot.Initramfs]
+			c := carriers[in.Facts.Boot.Initramfs]
+			m, _ := maker(in)
 			if !in.Want.Firmware {
 				return `[ ! -e ` + c.path + ` ] || { echo "` + c.path + ` is still there"; exit 1; }`
 			}
 			return lines(
 				`[ -e `+c.path+` ] || { echo "`+c.path+` is missing"; exit 1; }`,
-				m.fill(m.list, in)+` | grep -q 'firmware/nvidia/.*/gsp_' || { echo "the initramfs holds no GSP firmware"; exit 1; }`)
+				fill(in, m, m.List)+` | grep -q 'firmware/nvidia/.*/gsp_' || { echo "the initramfs holds no GSP firmware"; exit 1; }`)
 		},
 		Apply: func(in Input) []action.Action {
-			c, m := carriers[in.Facts.Boot.Initramfs], makers[in.Facts.Boot.Initramfs]
-			rebuild := action.Run{Title: "build " + in.Facts.Boot.Image, Script: lines(m.fill(m.rebuild, in), `flush `+sh.Quote(in.Facts.Boot.Image))}
+			c := carriers[in.Facts.Boot.Initramfs]
+			m, _ := maker(in)
+			rebuild := action.Run{Title: "build " + in.Facts.Boot.Image, Script: lines(fill(in, m, m.Rebuild), `flush `+sh.Quote(in.Facts.Boot.Image))}
 			if !in.Want.Firmware {
 				return []action.Action{action.Run{Title: "remove " + c.path, Script: "drop " + c.path}, rebuild}
 			}

@@ -68,9 +68,5 @@ func headersGone(in Input) bool {
 
 // kernelMeta are the packages that bring the newest kernel of the same flavor.
 func kernelMeta(in Input) []string {
-	tail := in.Distro.KernelMeta(in.Facts.Kernel.Next, in.Facts)
-	if tail == "" {
-		return nil
-	}
-	return []string{"linux-image-" + tail}
+	return in.Distro.NewestKernel(in.Facts.Kernel.Next, in.Facts)
 }

@@ -5,12 +5,7 @@ import (
 	"strings"
 
 	"gpuguest/internal/action"
-	"gpuguest/internal/sh"
 )
-
-// grubArgsPath is read by grub-mkconfig after /etc/default/grub and after what cloud images put beside it,
-// so that nobody's file is edited and undoing is removing one file.
-const grubArgsPath = "/etc/default/grub.d/90-gpuguest.cfg"
 
 // kernelArgs are the words that the next kernel must be started with: the blocklist once more, for what
 // loads before modprobe.d is read, and the user's own. Those of an earlier run stay until they are
@@ -36,27 +31,29 @@ func blockArgs() []string {
 // extraArgs are those of kernelArgs that a person asked for, now or in an earlier run.
 func extraArgs(in Input) []string { return kernelArgs(in)[len(blockArgs()):] }
 
-func grubArgs(in Input) string {
-	args := strings.Join(kernelArgs(in), " ")
-	return "# Written by gpuguest: arguments for every kernel that GRUB starts.\n" +
-		"# arguments: " + args + "\n" +
-		"GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"" + sh.Quote(args) + "\n"
+// dropped are the arguments of an earlier run that are to go.
+func dropped(in Input) []string {
+	keep := kernelArgs(in)
+	return slices.DeleteFunc(slices.Clone(in.Facts.State.KernelArgs), func(a string) bool { return slices.Contains(keep, a) })
 }
 
 func init() {
 	register(Step{
-		ID:     "kernel-args",
-		Title:  "set kernel arguments",
-		After:  []ID{"ready", "rescue", "blocklist"},
-		Wanted: func(in Input) bool { return in.Facts.Boot.Loader != "" || len(extraArgs(in)) > 0 },
+		ID:    "kernel-args",
+		Title: "set kernel arguments",
+		After: []ID{"ready", "rescue", "blocklist"},
+		Wanted: func(in Input) bool {
+			_, known := in.Distro.Boot.Loader(in.Facts)
+			return known || len(extraArgs(in)) > 0
+		},
 		Refuse: func(in Input) string {
-			switch {
-			case in.Facts.Boot.Loader == "grub" || len(in.Want.KernelArgs) == 0:
+			switch _, known := in.Distro.Boot.Loader(in.Facts); {
+			case known:
 				return ""
 			case in.Facts.Boot.Loader == "":
 				return "no bootloader that gpuguest knows was found in the guest, so it cannot set kernel arguments"
 			}
-			return "the guest boots by " + in.Facts.Boot.Loader + "; gpuguest sets kernel arguments through GRUB only"
+			return "the guest boots by " + in.Facts.Boot.Loader + " in a way in which gpuguest cannot set kernel arguments"
 		},
 		AtBoot: func(in Input) bool {
 			runs := func(a string) bool { return slices.Contains(in.Facts.Kernel.Cmdline, a) }
@@ -64,24 +61,16 @@ func init() {
 				slices.ContainsFunc(extraArgs(in), func(a string) bool { return !runs(a) })
 		},
 		Check: func(in Input) string {
-			// Every entry that starts the next kernel must have every argument: the check reads what GRUB
-			// will read, not the file it is made from.
-			script := []string{
-				`[ -e ` + grubArgsPath + ` ] && printf %s ` + sh.Quote(grubArgs(in)) + ` | cmp -s - ` + grubArgsPath + ` || { echo "` + grubArgsPath + ` does not hold them"; exit 1; }`,
-				`entries=$(grep -E '^[[:space:]]*linux(16|efi)?[[:space:]]' ` + sh.Quote(in.Facts.Boot.Config) + ` | grep -F -- ` + sh.Quote("vmlinuz-"+in.Facts.Kernel.Next) + `) || { echo "no boot entry starts kernel" ` + sh.Quote(in.Facts.Kernel.Next) + `; exit 1; }`,
+			if l, known := in.Distro.Boot.Loader(in.Facts); known {
+				return l.Proof(in.Facts, kernelArgs(in))
 			}
-			for _, a := range kernelArgs(in) {
-				script = append(script, `[ -z "$(printf '%s\n' "$entries" | sed 's/$/ /' | grep -v -F -- `+sh.Quote(" "+a+" ")+`)" ] || { echo "a boot entry lacks" `+sh.Quote(a)+`; exit 1; }`)
-			}
-			return lines(script...)
+			return "false"
 		},
 		Apply: func(in Input) []action.Action {
-			return []action.Action{
-				// Kept so that uninstall can prove the command line of before.
-				action.Run{Title: "keep the bootloader's configuration", Script: "keep " + sh.Quote(in.Facts.Boot.Config)},
-				action.Write{Path: grubArgsPath, Data: []byte(grubArgs(in))},
-				action.Run{Title: "write the bootloader's configuration", Script: in.Distro.GRUBUpdate},
+			if l, known := in.Distro.Boot.Loader(in.Facts); known {
+				return l.Set(in.Facts, kernelArgs(in), dropped(in))
 			}
+			return nil
 		},
 		Hint: "look at /etc/default/grub and the files beside it for a line that sets GRUB_CMDLINE_LINUX after gpuguest's",
 	})

@@ -1,9 +1,13 @@
 package steps
 
 import (
+	"slices"
+	"strings"
+
 	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
 )
 
@@ -11,10 +15,13 @@ const keyringFile = "/var/lib/gpuguest/cuda-keyring.deb"
 
 func init() {
 	register(Step{
-		ID:     "old-sources",
-		Title:  "remove NVIDIA sources and keys that conflict",
-		After:  []ID{"ready", "rescue"},
-		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA && len(in.Facts.OldNVIDIA) > 0 },
+		ID:    "old-sources",
+		Title: "remove NVIDIA sources and keys that conflict",
+		After: []ID{"ready", "rescue"},
+		Wanted: func(in Input) bool {
+			own, shared := oldSources(in)
+			return usesRepo(in) && len(own)+len(shared) > 0
+		},
 		Check: func(in Input) string {
 			own, shared := oldSources(in)
 			return lines(
@@ -39,11 +46,15 @@ func init() {
 	register(Step{
 		ID:     "repo",
 		Title:  "add NVIDIA's package repository",
-		After:  []ID{"ready", "rescue", "old-sources"},
-		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA },
+		After:  []ID{"ready", "rescue", "old-sources", "toolkit-pin"},
+		Wanted: usesRepo,
 		Refuse: func(in Input) string {
-			if _, err := repoOf(in); err != nil {
+			r, err := repoOf(in)
+			switch {
+			case err != nil:
 				return err.Error()
+			case in.Want.KeyringSent && r.KeyringSHA256 == "":
+				return "of a key that is sent the SHA-256 has to be said: --keyring-sha256"
 			}
 			return ""
 		},
@@ -52,11 +63,14 @@ func init() {
 			if err != nil {
 				return "false"
 			}
-			return lines(
-				must(in.Distro.Packages.Installed("cuda-keyring"), "the keyring package is not installed"),
+			var script []string
+			if r.KeyPackage != "" {
+				script = append(script, must(in.Distro.Packages.Installed(r.KeyPackage), "the keyring package is not installed"))
+			}
+			return lines(append(script,
 				`[ -s `+sh.Quote(r.Keyring)+` ] || { echo `+sh.Quote(r.Keyring+" is missing")+`; exit 1; }`,
 				`printf %s `+sh.Quote(r.List)+` | cmp -s - `+sh.Quote(r.ListPath)+` || { echo `+sh.Quote(r.ListPath+" does not name the repository")+`; exit 1; }`,
-				must(in.Distro.Packages.Fetched(r.URL), "its package list was not fetched yet"))
+				must(in.Distro.Packages.Fetched(r.URL), "its package list was not fetched yet"))...)
 		},
 		Apply: func(in Input) []action.Action {
 			r, err := repoOf(in)
@@ -64,6 +78,10 @@ func init() {
 				return nil
 			}
 			m := in.Distro.Packages
+			refresh := action.Run{Title: "fetch NVIDIA's package list", Script: m.Quiet(m.Refresh(distros.Refresh{Need: []string{r.URL}}))}
+			if r.KeyPackage == "" {
+				return append(keyActions(in, r), action.Write{Path: r.ListPath, Data: []byte(r.List)}, refresh)
+			}
 			var get action.Action = action.Run{Title: "fetch the keyring package and check its SHA-256", Script: m.Download(r.KeyringURL, keyringFile, r.KeyringSHA256)}
 			if in.Want.KeyringSent {
 				get = action.Send{Path: keyringFile, SHA256: r.KeyringSHA256}
@@ -75,7 +93,7 @@ func init() {
 					m.Quiet(m.InstallFile(keyringFile)),
 					`rm -f `+keyringFile)},
 				action.Write{Path: r.ListPath, Data: []byte(r.List)},
-				action.Run{Title: "fetch NVIDIA's package list", Script: m.Quiet(m.Refresh(distros.Refresh{Need: []string{r.URL}}))},
+				refresh,
 			}
 		},
 		Hint: "see that the guest reaches the repository; --mirror names another one, --source distro does without",
@@ -102,8 +120,35 @@ func init() {
 	})
 }
 
+// keyActions bring the repository's key into the guest and into rpm's own keyring. It is imported here and not
+// when the first package asks for it, so that it is in the ledger.
+func keyActions(in Input, r distros.Repo) []action.Action {
+	imported := action.Run{Title: "import the key", Packages: true, Script: `rpm --import ` + sh.Quote(r.Keyring)}
+	if in.Want.KeyringSent {
+		return []action.Action{
+			action.Send{Path: keyringFile, SHA256: r.KeyringSHA256},
+			action.Run{Title: "keep the key", Script: lines(`put `+sh.Quote(r.Keyring)+` 0644 <`+keyringFile, `rm -f `+keyringFile)},
+			imported,
+		}
+	}
+	return []action.Action{
+		action.Run{Title: "fetch the repository's key and check it by " + r.Key.Checked(r.KeyringSHA256), Script: distros.FetchKey(r.Key, r.KeyringURL, r.Keyring, r.KeyringSHA256)},
+		imported,
+	}
+}
+
+// usesRepo tells whether the driver or the toolkit comes from NVIDIA's repository.
+func usesRepo(in Input) bool {
+	return in.Choice.Source == choice.SourceNVIDIA || in.Choice.CUDA.Source == choice.SourceNVIDIA
+}
+
+// repoOf is NVIDIA's repository. A mirror that was named is the distribution's where the driver comes from there.
 func repoOf(in Input) (distros.Repo, error) {
-	return in.Distro.Repo(in.Facts.Arch, in.Want.Mirror, in.Want.KeyringSHA256)
+	mirror := in.Want.Mirror
+	if in.Choice.Source == choice.SourceDistro {
+		mirror = ""
+	}
+	return in.Distro.Repo(in.Facts.Arch, mirror, in.Want.KeyringSHA256)
 }
 
 func extraSources(in Input) string { return in.Distro.ExtraSources(in.Facts, in.Want.Mirror) }
@@ -123,5 +168,26 @@ func oldSources(in Input) (own, shared []string) {
 			own = append(own, f)
 		}
 	}
-	return own, shared
+	return append(own, oldRepositories(in)...), shared
+}
+
+// oldRepositories are repository files of rpm that hold nothing but NVIDIA's repository for this guest and are not
+// the one that gpuguest writes: two files that name one repository are an error to dnf, or a warning.
+func oldRepositories(in Input) []string {
+	r, err := repoOf(in)
+	if err != nil || r.KeyPackage != "" {
+		return nil
+	}
+	mine := func(s facts.Source) bool {
+		return strings.Contains(s.URI, "developer.download.nvidia.com/compute/cuda/repos/"+r.Dir)
+	}
+	var found []string
+	for _, s := range in.Facts.Sources {
+		if s.File == r.ListPath || !mine(s) || slices.Contains(found, s.File) ||
+			slices.ContainsFunc(in.Facts.Sources, func(o facts.Source) bool { return o.File == s.File && !mine(o) }) {
+			continue
+		}
+		found = append(found, s.File)
+	}
+	return found
 }

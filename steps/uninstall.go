@@ -16,6 +16,14 @@ const stateDir = `S=${GPUGUEST_STATE:-/var/lib/gpuguest}`
 
 func changedByUs(in Input) bool { return in.Facts.State.Before }
 
+// setArgs are the kernel arguments that gpuguest set.
+func setArgs(in Input) []string {
+	if len(in.Facts.State.KernelArgs) > 0 {
+		return in.Facts.State.KernelArgs
+	}
+	return blockArgs()
+}
+
 // toRemove are the packages that gpuguest's work added and that are still there.
 func toRemove(in Input) []string { return in.Facts.State.Added }
 
@@ -54,7 +62,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "remove-packages",
 		Title:  "remove the packages that gpuguest added",
-		After:  []ID{"ready", "unhold"},
+		After:  []ID{"ready", "unhold", "remove-runfile", "remove-toolkits"},
 		Wanted: func(in Input) bool { return len(toRemove(in)) > 0 },
 		AtBoot: func(in Input) bool { return in.Facts.Driver.Loaded != "" },
 		Check: func(in Input) string {
@@ -89,7 +97,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "restore-files",
 		Title:  "put back files as they were",
-		After:  []ID{"ready", "remove-packages"},
+		After:  []ID{"ready", "stop-services", "remove-runfile", "remove-toolkits", "remove-packages"},
 		Wanted: func(in Input) bool { return len(toRestore(in))+len(in.Facts.State.Absent) > 0 },
 		AtBoot: func(in Input) bool { return slices.Contains(in.Facts.State.Absent, blocklistPath) && hasGPU(in) },
 		Check: func(in Input) string {
@@ -126,30 +134,33 @@ func init() {
 		},
 	})
 	registerRemoval(Step{
-		ID:     "boot-config",
-		Title:  "write boot entries and initramfs anew",
-		After:  []ID{"ready", "remove-packages", "restore-files"},
-		Wanted: func(in Input) bool { return changedByUs(in) && in.Facts.Boot.Loader == "grub" },
+		ID:    "boot-config",
+		Title: "write boot entries and initramfs anew",
+		After: []ID{"ready", "remove-packages", "restore-files"},
+		Wanted: func(in Input) bool {
+			_, known := in.Distro.Boot.Loader(in.Facts)
+			return changedByUs(in) && known
+		},
 		AtBoot: func(in Input) bool {
 			return slices.ContainsFunc(in.Facts.Kernel.Cmdline, func(a string) bool { return strings.HasPrefix(a, "modprobe.blacklist="+blocked[0]) })
 		},
 		Check: func(in Input) string {
-			config := sh.Quote(in.Facts.Boot.Config)
-			script := []string{
-				stateDir,
-				// The words after the kernel's name, of every entry: those of before and those of now.
-				`words() { grep -E '^[[:space:]]*linux(16|efi)?[[:space:]]' "$1" | awk '{ $1 = ""; $2 = ""; print }' | sort -u; }`,
-				`[ ! -e "$S/before/files"` + config + ` ] || [ "$(words "$S/before/files"` + config + `)" = "$(words ` + config + `)" ] || { echo "the boot entries differ from those of before"; exit 1; }`,
+			script := []string{stateDir}
+			if l, known := in.Distro.Boot.Loader(in.Facts); known {
+				script = append(script, l.Gone(in.Facts, setArgs(in)))
 			}
-			if m, ok := makers[in.Facts.Boot.Initramfs]; ok && in.Facts.Boot.Image != "" {
-				script = append(script, `! `+m.fill(m.list, in)+` | grep -F -q -- `+sh.Quote(strings.TrimPrefix(blocklistPath, "/"))+` || { echo "the initramfs holds the blocklist"; exit 1; }`)
+			if m, ok := maker(in); ok && in.Facts.Boot.Image != "" {
+				script = append(script, `! `+fill(in, m, m.List)+` | grep -F -q -- `+sh.Quote(strings.TrimPrefix(blocklistPath, "/"))+` || { echo "the initramfs holds the blocklist"; exit 1; }`)
 			}
 			return lines(script...)
 		},
 		Apply: func(in Input) []action.Action {
-			acts := []action.Action{action.Run{Title: "write the bootloader's configuration", Script: in.Distro.GRUBUpdate}}
-			if m, ok := makers[in.Facts.Boot.Initramfs]; ok && in.Facts.Boot.Image != "" {
-				acts = append(acts, action.Run{Title: "build " + in.Facts.Boot.Image, Script: m.fill(m.rebuild, in)})
+			var acts []action.Action
+			if l, known := in.Distro.Boot.Loader(in.Facts); known {
+				acts = l.Unset(in.Facts, setArgs(in))
+			}
+			if m, ok := maker(in); ok && in.Facts.Boot.Image != "" {
+				acts = append(acts, action.Run{Title: "build " + in.Facts.Boot.Image, Script: fill(in, m, m.Rebuild)})
 			}
 			return acts
 		},
@@ -157,7 +168,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "removed",
 		Title:  "prove that the guest is what it was",
-		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config"},
+		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config", "products", "remove-accounts", "remove-signing-key", "restore-cuda-link"},
 		Fresh:  true,
 		Wanted: changedByUs,
 		Check: func(in Input) string {
@@ -193,7 +204,7 @@ func init() {
 		Apply: func(Input) []action.Action {
 			return []action.Action{action.Run{Title: "remove the record, keep the journal", Script: lines(
 				`for d in "$S"/jobs/*; do case $d in */forget-*) ;; *) rm -rf "$d" ;; esac; done`,
-				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/cuda-keyring.deb" "$S/verify.json" "$S/verify.due"`,
+				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/args" "$S/cuda-keyring.deb" "$S/verify.json" "$S/verify.due"`,
 				`mv "$S/before" "$S/before.forgotten"`,
 				`rm -rf "$S/before.forgotten"`,
 				`journal '"event":"uninstalled"'`)}}

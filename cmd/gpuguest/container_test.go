@@ -41,6 +41,7 @@ func TestContainer(t *testing.T) {
 		{"cut", testCut},
 		{"refuse", testRefuse},
 		{"suites", testSuites},
+		{"methods", testMethods},
 		{"fleet", testFleet},
 		{"real driver", testRealDriver},
 	} {

@@ -18,6 +18,7 @@ var layers = []string{
 	"gpuguest/internal/action",
 	"gpuguest/internal/facts",
 	"gpuguest/internal/catalog",
+	"gpuguest/internal/runfile",
 	"gpuguest/internal/diagnosis",
 	"gpuguest/internal/bundle",
 	"gpuguest/internal/hypervisor",
@@ -37,7 +38,7 @@ var layers = []string{
 }
 
 // pure packages are functions from values to values: the same input, the same plan.
-var pure = []string{"gpuguest/internal/hypervisor", "gpuguest/internal/cuda", "gpuguest/internal/smi", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/internal/remedy", "gpuguest/steps", "gpuguest/internal/plan"}
+var pure = []string{"gpuguest/internal/runfile", "gpuguest/internal/hypervisor", "gpuguest/internal/cuda", "gpuguest/internal/smi", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/internal/remedy", "gpuguest/steps", "gpuguest/internal/plan"}
 
 var impure = []string{"os", "os/exec", "net", "net/http", "gpuguest/internal/guest", "gpuguest/internal/engine"}
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -51,6 +52,7 @@ func (b *bootFlags) check() error {
 func newInstall(a *app) *cobra.Command {
 	var w choice.Want
 	var b bootFlags
+	var m methods
 	var keyring string
 	var noFix bool
 	c := &cobra.Command{
@@ -67,33 +69,41 @@ says what it would try; --no-fix switches it off.`,
   gpuguest install --host root@vm --driver 580 --flavor open
   gpuguest install --host vm --kernel-arg pci=realloc
   gpuguest install --host vm --html vm.html --junit vm.xml
+  gpuguest install --host vm --cuda auto
+  gpuguest install --host vm --runfile NVIDIA-Linux-x86_64-390.42.run --cuda 9.1 --cuda-source runfile
   gpuguest install --host image-builder --no-gpu --device 10de:1eb8 --reboot never`,
 		Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if err := checkWant(w); err != nil {
 				return err
 			}
-			w = settle(w)
 			w.Reboot = b.reboot
 			files, err := a.keyringFile(keyring, &w)
 			if err != nil {
 				return err
 			}
+			closeFiles, err := m.settle(&w, files)
+			defer func() { err = errors.Join(err, closeFiles()) }()
+			if err != nil {
+				return err
+			}
+			w = settle(w)
 			policy := engine.SafeRemedies
 			if noFix {
 				policy = engine.NoRemedies
 			}
-			return a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
+			return a.writeCert(&m, a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
 				in, err := plan.Input(f, w)
 				if err != nil {
 					return plan.Plan{}, err
 				}
 				return plan.Build(in, steps.Install())
-			}, mending(policy, &w))
+			}, mending(policy, &w)))
 		},
 	}
 	a.addReach(c)
 	addWant(c, &w)
+	m.add(c, &w)
 	b.add(c)
 	a.files.add(c)
 	addKeyring(c, &keyring)

@@ -121,7 +121,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newVersion(a),
+		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -246,8 +246,8 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f := c.Flags()
 	f.StringVar(&w.Driver, "driver", "", "driver `BRANCH` or version: 580, 580.95.05 (default: the best for the GPU)")
 	f.StringVar(&w.Flavor, "flavor", "", "kernel module `FLAVOR`: open or proprietary (default: what the GPU needs)")
-	f.StringVar(&w.Source, "source", "", "where packages come from, `SOURCE`: nvidia or distro (default: nvidia where it can serve)")
-	f.StringVar(&w.Modules, "modules", "", "how kernel modules come, `HOW`: dkms or precompiled (default: signed ones where Secure Boot is on, else dkms)")
+	f.StringVar(&w.Source, "source", "", "where the driver comes from, `SOURCE`: nvidia or distro for packages, runfile for NVIDIA's installer (default: nvidia where it can serve)")
+	f.StringVar(&w.Modules, "modules", "", "how kernel modules come, `HOW`: dkms or precompiled, kmp on SUSE (default: signed ones where Secure Boot is on, else dkms)")
 	f.StringVar(&w.Mirror, "mirror", "", "`URL` that stands for the source's own")
 	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256, `HEX`, of the mirror's keyring package, when it is not NVIDIA's own")
 	f.StringArrayVar(&w.KernelArgs, "kernel-arg", nil, "extra kernel `ARGUMENT`, as in pci=realloc; may be given more than once")
@@ -261,8 +261,8 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
 	for name, words := range map[string][]string{
 		"flavor":  {choice.FlavorOpen, choice.FlavorProprietary},
-		"source":  {choice.SourceNVIDIA, choice.SourceDistro},
-		"modules": {choice.ModulesDKMS, choice.ModulesPrecompiled},
+		"source":  {choice.SourceNVIDIA, choice.SourceDistro, choice.SourceRunfile},
+		"modules": {choice.ModulesDKMS, choice.ModulesPrecompiled, choice.ModulesKMP},
 	} {
 		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
@@ -271,7 +271,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 // settle fills in what one flag says of another: a keyring's checksum names NVIDIA's repository, so a mirror
 // beside it is that repository's and never the distribution's.
 func settle(w choice.Want) choice.Want {
-	if w.KeyringSHA256 != "" {
+	if w.KeyringSHA256 != "" && w.Source == "" {
 		w.Source = choice.SourceNVIDIA
 	}
 	return w
@@ -279,13 +279,17 @@ func settle(w choice.Want) choice.Want {
 
 // checkWant refuses words that no choice is made of, before anybody is dialled.
 func checkWant(w choice.Want) error {
-	for _, v := range []struct{ flag, value, one, other string }{
-		{"flavor", w.Flavor, choice.FlavorOpen, choice.FlavorProprietary},
-		{"source", w.Source, choice.SourceNVIDIA, choice.SourceDistro},
-		{"modules", w.Modules, choice.ModulesDKMS, choice.ModulesPrecompiled},
+	for _, v := range []struct {
+		flag, value string
+		words       []string
+	}{
+		{"flavor", w.Flavor, []string{choice.FlavorOpen, choice.FlavorProprietary}},
+		{"source", w.Source, []string{choice.SourceNVIDIA, choice.SourceDistro, choice.SourceRunfile}},
+		{"modules", w.Modules, []string{choice.ModulesDKMS, choice.ModulesPrecompiled, choice.ModulesKMP}},
+		{"cuda-source", w.CUDASource, []string{choice.SourceNVIDIA, choice.SourceRunfile}},
 	} {
-		if v.value != "" && v.value != v.one && v.value != v.other {
-			return fmt.Errorf("--%s %q: it is %s or %s", v.flag, v.value, v.one, v.other)
+		if last := len(v.words) - 1; v.value != "" && !slices.Contains(v.words, v.value) {
+			return fmt.Errorf("--%s %q: it is %s or %s", v.flag, v.value, strings.Join(v.words[:last], ", "), v.words[last])
 		}
 	}
 	for _, arg := range slices.Concat(w.KernelArgs, w.DropArgs) {
@@ -296,7 +300,7 @@ func checkWant(w choice.Want) error {
 	if w.LinkFraction < 0 || w.LinkFraction > 1 {
 		return fmt.Errorf("--link-fraction %g: it is between 0 and 1", w.LinkFraction)
 	}
-	if w.KeyringSHA256 != "" && w.Source == choice.SourceDistro {
+	if w.KeyringSHA256 != "" && w.Source == choice.SourceDistro && (w.CUDA == "" || w.CUDA == choice.CUDANone) {
 		return errors.New("--keyring-sha256 goes with NVIDIA's repository, --source distro does without it")
 	}
 	if len(w.Devices) > 0 && !w.NoGPU {

@@ -16,7 +16,12 @@ import (
 var kernels = map[string]string{
 	"debian:11": "5.10.0-32-amd64", "debian:12": "6.1.0-50-amd64", "debian:13": "6.12.94+deb13-amd64",
 	"ubuntu:20.04": "5.4.0-90-generic", "ubuntu:22.04": "5.15.0-106-generic", "ubuntu:24.04": "6.8.0-45-generic", "ubuntu:26.04": "7.0.0-30-generic",
+	"centos:7": "3.10.0-1160.119.1.el7.x86_64", "rocky:8": "4.18.0-553.51.1.el8_10.x86_64", "rocky:9": "5.14.0-570.49.1.el9_6.x86_64", "rhel:10": "6.12.0-55.30.1.el10_0.x86_64",
+	"fedora:44": "6.19.8-300.fc44.x86_64", "amzn:2023": "6.1.115-126.197.amzn2023.x86_64", "sles:15": "6.4.0-150600.23.47-default", "azurelinux:3.0": "6.6.64.2-9.azl3",
 }
+
+// alike are distributions whose offers another one has as well, for walks that take long.
+var alike = []string{"rocky:8", "fedora:44", "amzn:2023"}
 
 // GPUs that tests name.
 const (
@@ -253,7 +258,7 @@ func TestMakeRefuses(t *testing.T) {
 		{name: "a driver from a .run file", as: "debian:12", gpus: []string{t4}, edit: func(f *facts.Facts) {
 			f.Runfile = facts.Runfile{Version: "580.95.05", Uninstaller: "/usr/bin/nvidia-uninstall"}
 		},
-			says: []string{"580.95.05 was installed by NVIDIA's .run installer", "/usr/bin/nvidia-uninstall"}},
+			says: []string{"580.95.05 was installed by NVIDIA's .run installer", "/usr/bin/nvidia-uninstall"}, nearest: "--driver 580.95.05 --source runfile"},
 		{name: "the other source's packages are there", as: "debian:12", gpus: []string{t4}, want: Want{Source: "nvidia"},
 			edit: func(f *facts.Facts) {
 				f.Packages = map[string]string{"nvidia-kernel-dkms": "535.261.03-1", "nvidia-smi": "535.261.03-1"}
@@ -339,7 +344,7 @@ func TestEveryGPUGetsADriverThatDrivesItOrARefusal(t *testing.T) {
 				t.Errorf("%s: open modules never drive it", at)
 			case g.Open == catalog.Required && c.Flavor != FlavorOpen:
 				t.Errorf("%s: it needs the open modules", at)
-			case c.Signed || c.Modules != ModulesDKMS:
+			case c.Signed || c.Modules == ModulesPrecompiled:
 				t.Errorf("%s: nothing asks for prebuilt modules", at)
 			case c.Branch >= 600:
 				t.Errorf("%s: a branch nobody asked for", at)
@@ -393,10 +398,13 @@ func parseFlags(t *testing.T, flags string) Want {
 func TestTheNearestIsPossibleAndAChoiceIsWhatWasAskedFor(t *testing.T) {
 	refused, proposed := 0, 0
 	for as := range kernels {
+		if slices.Contains(alike, as) {
+			continue
+		}
 		for _, gpu := range []string{k80, v100, t4, rtx5090, "10de:3fff", "10de:1388"} {
 			for _, secure := range []string{"", "enabled"} {
-				if secure != "" && as != "debian:12" && as != "ubuntu:24.04" {
-					continue // one that has signed modules and one that has none tell it all
+				if secure != "" && as != "debian:12" && as != "ubuntu:24.04" && as != "sles:15" {
+					continue // two that have signed modules and one that has none tell it all
 				}
 				f, d := guest(t, as, gpu)
 				f.Secure.State = secure
@@ -440,6 +448,9 @@ func TestTheNearestIsPossibleAndAChoiceIsWhatWasAskedFor(t *testing.T) {
 
 func TestASecondRunChoosesWhatTheFirstInstalled(t *testing.T) {
 	for as := range kernels {
+		if slices.Contains(alike, as) {
+			continue
+		}
 		for _, gpu := range []string{k80, v100, t4, rtx5090} {
 			for i, w := range append(wants(), Want{Driver: "616"}) {
 				if i%3 == 1 {
@@ -452,6 +463,7 @@ func TestASecondRunChoosesWhatTheFirstInstalled(t *testing.T) {
 				}
 				f.Packages = map[string]string{}
 				for _, p := range slices.Concat(first.Packages, first.Pin) {
+					p = distros.PackageName(p)
 					f.Packages[p] = fmt.Sprintf("%d.999.99-1", first.Branch)
 					if strings.HasPrefix(p, "linux-modules-") {
 						f.Packages[p] = "6.8.0-45.45"
@@ -504,6 +516,50 @@ func BenchmarkMake(b *testing.B) {
 	for b.Loop() {
 		if _, err := Make(f, d, Want{}); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestBranchesOfRPMAreKeptByStreamOrLock holds what keeps a branch where no package does.
+func TestBranchesOfRPMAreKeptByStreamOrLock(t *testing.T) {
+	for _, c := range []struct {
+		as, gpu, driver string
+		stream, within  string
+	}{
+		{"rocky:9", t4, "", "nvidia-driver:580-open", ""},
+		{"rocky:9", v100, "", "nvidia-driver:580-dkms", ""},
+		{"rocky:8", k80, "", "nvidia-driver:470-dkms", ""},
+		{"rocky:9", t4, "580.95.05", "nvidia-driver:580-open", "580.95.05"},
+		{"rhel:10", t4, "", "", "580"},
+		{"rhel:10", t4, "595.71.05", "", "595.71.05"},
+		{"fedora:44", rtx5090, "595", "", "595"},
+		{"centos:7", k80, "", "", ""},
+		{"sles:15", t4, "", "", ""},
+		{"debian:12", t4, "", "", ""},
+	} {
+		f, d := guest(t, c.as, c.gpu)
+		got, err := Make(f, d, Want{Driver: c.driver})
+		if err != nil || got.Within.Stream != c.stream || got.Within.Within != c.within || (c.within != "") != (len(got.Within.Names) > 0) {
+			t.Errorf("%s %s %q: %+v, %v", c.as, c.gpu, c.driver, got.Within, err)
+		}
+	}
+}
+
+func TestDriversOfSomebodyElseAreInTheWay(t *testing.T) {
+	f, d := guest(t, "fedora:44", t4)
+	f.Packages = map[string]string{"akmod-nvidia": "3:580.95.05-1.fc44"}
+	if _, err := Make(f, d, Want{}); err == nil || !strings.Contains(err.Error(), "somebody else's repository (akmod-nvidia)") {
+		t.Error(err)
+	}
+}
+
+func TestVersionsOfRPMAreRead(t *testing.T) {
+	for v, want := range map[string]string{
+		"3:580.95.05-1.el9": "580.95.05", "580.82.07_k6.4.0_150600.23.65-150600.3.63.1": "580.82.07", "580.95.05-0ubuntu1": "580.95.05",
+		"5.14.0-570.el9": "", "1:570": "570", "": "",
+	} {
+		if got := upstream(v); got != want {
+			t.Errorf("%q: %q, want %q", v, got, want)
 		}
 	}
 }

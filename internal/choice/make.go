@@ -18,6 +18,18 @@ import (
 // firmware or present packages rule out, and takes the best of those left that are what was wished for.
 func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	r := request{f: f, d: d, w: w, kernel: cmp.Or(f.Kernel.Next, f.Kernel.Running)}
+	c, err := r.driver()
+	if err == nil {
+		err = r.addToolkit(&c)
+	}
+	if err != nil {
+		return Choice{}, r.forWantOfEnrolment(err)
+	}
+	return c, nil
+}
+
+// driver decides on the driver.
+func (r *request) driver() (Choice, error) {
 	if err := r.parseWish(); err != nil {
 		return Choice{}, err
 	}
@@ -26,6 +38,9 @@ func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	}
 	if err := r.fitGPUs(); err != nil {
 		return Choice{}, err
+	}
+	if r.wish.source == SourceRunfile {
+		return r.runfile()
 	}
 	if err := r.fitGuest(); err != nil {
 		return Choice{}, err
@@ -70,7 +85,8 @@ func (w wish) flags() string {
 type candidate struct {
 	offer  *distros.Offer
 	branch *catalog.Branch
-	here   bool // it is what the guest has
+	here   bool            // it is what the guest has
+	file   catalog.Runfile // with SourceRunfile: its installer
 }
 
 // request is one call of Make.
@@ -86,18 +102,22 @@ type request struct {
 	unknown  bool   // a GPU is not in the tables and may be newer than them
 	warnings []string
 	all      []candidate       // every driver the sources offer for this machine, best first
+	replaces Replaced          // what is removed first
 	marks    map[string]string // source → one of the packages only it has that the guest has
 }
 
 func (r *request) parseWish() error {
+	if err := r.parseRunfile(); err != nil {
+		return err
+	}
 	r.wish = wish{source: r.w.Source, flavor: r.w.Flavor, modules: r.w.Modules}
 	for _, word := range []struct {
 		flag, value string
 		known       []string
 	}{
-		{"--source", r.w.Source, []string{SourceNVIDIA, SourceDistro}},
+		{"--source", r.w.Source, []string{SourceNVIDIA, SourceDistro, SourceRunfile}},
 		{"--flavor", r.w.Flavor, []string{FlavorOpen, FlavorProprietary}},
-		{"--modules", r.w.Modules, []string{ModulesDKMS, ModulesPrecompiled}},
+		{"--modules", r.w.Modules, []string{ModulesDKMS, ModulesPrecompiled, ModulesKMP}},
 	} {
 		if word.value != "" && !slices.Contains(word.known, word.value) {
 			return &Refusal{What: word.flag + " " + word.value, Reason: "it is one of " + strings.Join(word.known, ", ")}
@@ -141,6 +161,9 @@ func (r *request) readGPUs() error {
 			}
 		}
 		out := GPU{Address: p.Address, ID: p.Vendor + ":" + p.Device, Name: g.Name, Arch: g.Arch, Known: known, Min: g.First, Max: g.Last}
+		if r.w.CUDA != "" {
+			out.Capability = catalog.Capability(p.Device)
+		}
 		assumed := false
 		switch {
 		case !known && p.Device >= "1340" && p.Device <= "1dff":
@@ -238,12 +261,17 @@ func (r *request) fitGuest() error {
 	if _, ok := r.d.Arches[r.f.Arch]; !ok {
 		return &Refusal{What: "a driver on " + cmp.Or(r.f.Arch, "an unknown machine"), Reason: "there are driver packages of " + r.d.Name + " for " + strings.Join(sortedKeys(r.d.Arches), " and ")}
 	}
-	if v := r.f.Runfile.Version; v != "" {
+	if v := r.f.Runfile.Version; v != "" && r.w.Replace {
+		r.replaces = Replaced{Runfile: v}
+		if r.f.State.Runfile == "" {
+			r.warnings = append(r.warnings, "driver "+v+" was put in by somebody else's .run; it is removed, and uninstall will not bring it back")
+		}
+	} else if v != "" {
 		how := "remove it first"
 		if u := r.f.Runfile.Uninstaller; u != "" {
 			how = "run " + u + " --silent in the guest first"
 		}
-		return &Refusal{What: "driver packages", Reason: "driver " + v + " was installed by NVIDIA's .run installer, and packages beside it break both; " + how}
+		return &Refusal{What: "driver packages", Reason: "driver " + v + " was installed by NVIDIA's .run installer, and packages beside it break both; " + how, Nearest: r.stayWithRunfile(v)}
 	}
 	return nil
 }
@@ -404,9 +432,12 @@ func (r *request) mismatch(c candidate, w wish) string {
 // canBe tells whether a source can deliver one version. NVIDIA's repository keeps many and the install
 // finds out; a distribution's archive has one, which must be known to be that.
 func (r *request) canBe(c candidate, version string) bool {
+	if c.offer.Source == SourceRunfile {
+		return c.file.Version == version
+	}
 	if c.offer.Source == SourceNVIDIA {
 		there := r.inRepo(c)
-		return len(c.offer.Pin) > 0 && (len(there) == 0 || slices.Contains(there, version))
+		return (len(c.offer.Pin) > 0 || c.offer.Lock || c.offer.Stream != "") && (len(there) == 0 || slices.Contains(there, version))
 	}
 	return cmp.Or(r.archived(c), c.offer.Seen) == version
 }
@@ -414,13 +445,13 @@ func (r *request) canBe(c candidate, version string) bool {
 // inRepo returns the versions of a candidate that the guest knows NVIDIA's repository to have; none when
 // it has not read it.
 func (r *request) inRepo(c candidate) []string {
-	repo, err := r.d.Repo(r.f.Arch, r.w.Mirror, r.w.KeyringSHA256)
+	repo, err := r.repo()
 	if err != nil {
 		return nil
 	}
 	var there []string
 	for _, o := range r.f.Offers {
-		if strings.TrimRight(o.URI, "/") == strings.TrimRight(repo.URL, "/") && slices.Contains(r.expand(c, c.offer.Packages), o.Package) {
+		if strings.TrimRight(o.URI, "/") == strings.TrimRight(repo.URL, "/") && slices.Contains(r.names(c), o.Package) {
 			there = append(there, upstream(o.Version))
 		}
 	}
@@ -433,7 +464,7 @@ func (r *request) archived(c candidate) string {
 	if c.offer.Source != SourceDistro {
 		return ""
 	}
-	for _, p := range r.expand(c, c.offer.Packages) {
+	for _, p := range r.names(c) {
 		if v := cmp.Or(upstream(r.f.Offered[p]), upstream(r.f.Packages[p])); v != "" {
 			return v
 		}
@@ -447,7 +478,7 @@ func (r *request) present(c candidate) string {
 	if !c.here {
 		return ""
 	}
-	for _, p := range r.expand(c, c.offer.Packages) {
+	for _, p := range r.names(c) {
 		if v := upstream(r.f.Packages[p]); v != "" {
 			return v
 		}
@@ -457,10 +488,14 @@ func (r *request) present(c candidate) string {
 
 // upstream cuts a package version to the driver version in it; "" when it holds none (a kernel's package).
 func upstream(v string) string {
+	if epoch, rest, ok := strings.Cut(v, ":"); ok && strings.Trim(epoch, "0123456789") == "" {
+		v = rest
+	}
 	if n, err := catalog.BranchOf(v); err != nil || n < 300 {
 		return ""
 	}
 	v, _, _ = strings.Cut(v, "-")
+	v, _, _ = strings.Cut(v, "_") // SUSE's modules: 580.82.07_k6.4.0_150600.23.65
 	return v
 }
 
@@ -521,7 +556,7 @@ func (r *request) kernelObjection(c candidate) string {
 	if limit := c.branch.OpenKernel; c.offer.Flavor == FlavorOpen && limit != "" && compareKernels(r.kernel, limit) < 0 {
 		return fmt.Sprintf("the open modules of branch %d need kernel %s or newer, and %s starts next", c.branch.Number, limit, r.kernel)
 	}
-	if strings.Contains(r.kernel, "-rt-") || strings.HasSuffix(r.kernel, "-rt") || strings.HasSuffix(r.kernel, "-realtime") {
+	if strings.Contains(r.kernel, "-rt-") || strings.HasSuffix(r.kernel, "+rt") || strings.Contains(r.kernel, ".rt") || strings.HasSuffix(r.kernel, "-rt") || strings.HasSuffix(r.kernel, "-realtime") {
 		return "NVIDIA's modules do not build for a PREEMPT_RT kernel, and " + r.kernel + " starts next"
 	}
 	return ""
@@ -531,7 +566,7 @@ func (r *request) repoObjection(c candidate) string {
 	if c.offer.Source != SourceNVIDIA {
 		return ""
 	}
-	if _, err := r.d.Repo(r.f.Arch, r.w.Mirror, r.w.KeyringSHA256); err != nil {
+	if _, err := r.repo(); err != nil {
 		return err.Error()
 	}
 	return ""
@@ -544,10 +579,13 @@ func (r *request) packagesObjection(c candidate) string {
 			return fmt.Sprintf("the guest has driver packages of %s (%s), and those of two sources break each other: stay with --source %s, or uninstall them first", r.sourceName(source), p, source)
 		}
 	}
+	if p := r.marks[distros.SourceOther]; p != "" {
+		return fmt.Sprintf("the guest has driver packages of somebody else's repository (%s), which break NVIDIA's: uninstall them first", p)
+	}
 	if len(r.f.Packages)+len(r.f.Offered) == 0 {
 		return ""
 	}
-	for _, p := range r.expand(c, c.offer.Packages) {
+	for _, p := range r.names(c) {
 		have := upstream(r.f.Packages[p])
 		if b, err := catalog.BranchOf(have); err == nil && (b > c.branch.Number || r.wish.version != "" && catalog.CompareVersions(have, r.wish.version) > 0) {
 			return fmt.Sprintf("the guest has %s %s, and packages are not downgraded unattended: uninstall it first", p, have)
@@ -578,24 +616,6 @@ func (r *request) enforced() bool {
 	return r.f.Secure.State == "enabled" || r.f.Kernel.SigEnforce || r.f.Kernel.Lockdown == "integrity" || r.f.Kernel.Lockdown == "confidentiality"
 }
 
-// enrolled tells whether the key that the guest's DKMS signs with is among those its kernel trusts: dkms
-// and Ubuntu's shim-signed name theirs so.
-func (r *request) enrolled() bool {
-	return len(r.f.Secure.SigningKeys) > 0 && slices.ContainsFunc(r.f.Secure.Keys, func(subject string) bool {
-		s := strings.ToLower(subject)
-		return strings.Contains(s, "dkms module signing key") || strings.Contains(s, "secure boot module signature key")
-	})
-}
-
-func (r *request) secureBootObjection(c candidate) string {
-	if !r.enforced() || c.offer.Signed || r.enrolled() {
-		return ""
-	}
-	return "Secure Boot is enforced, and modules built in the guest are signed by a key that is not trusted. " +
-		"On the host, either start the guest without Secure Boot (OVMF with variables in which no keys are enrolled; libvirt: <loader secure='no'>), " +
-		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; a guest without a console cannot confirm an enrolment of its own"
-}
-
 // installed tells whether a candidate is what the guest has: all its packages, or, where somebody put in
 // more or less than we would, the first, which carries the modules, along with others of the same source
 // alone. Packages for one kernel do not count: a new kernel that has none yet is no other choice.
@@ -603,23 +623,45 @@ func (r *request) installed(c candidate) bool {
 	if len(r.f.Packages) == 0 {
 		return false
 	}
-	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number})
+	names := distros.Expand(c.offer.Packages, distros.Names{Branch: c.branch.Number, Flavor: r.d.KernelFlavor(r.kernel)})
 	have := func(p string) bool {
 		v := r.f.Packages[p]
 		b, err := catalog.BranchOf(upstream(v))
 		return v != "" && (err != nil || b == c.branch.Number)
 	}
-	if len(names) == 0 || !have(names[0]) {
-		return false
+	for i, p := range names {
+		names[i] = distros.PackageName(p)
 	}
-	if r.marks[c.offer.Source] != "" && len(r.marks) == 1 {
+	if len(names) > 0 && have(names[0]) && r.marks[c.offer.Source] != "" && len(r.marks) == 1 {
 		return true
 	}
-	return !slices.ContainsFunc(names, func(p string) bool { return !have(p) })
+	return len(names) > 0 && !slices.ContainsFunc(names, func(p string) bool { return !have(p) })
+}
+
+// names are a candidate's packages, without what is said of their versions.
+func (r *request) names(c candidate) []string {
+	all := r.expand(c, c.offer.Packages)
+	for i, p := range all {
+		all[i] = distros.PackageName(p)
+	}
+	return all
+}
+
+// within is what keeps a candidate's branch, or the version that was asked for, besides packages.
+func (r *request) within(c candidate) distros.Pin {
+	var p distros.Pin
+	if s := r.expand(c, []string{c.offer.Stream}); c.offer.Stream != "" && len(s) == 1 {
+		p.Stream = s[0]
+	}
+	if c.offer.Lock || p.Stream != "" && r.wish.version != "" {
+		p.Within = cmp.Or(r.wish.version, fmt.Sprint(c.branch.Number))
+		p.Names = distros.DriverNames()
+	}
+	return p
 }
 
 func (r *request) expand(c candidate, templates []string) []string {
-	n := distros.Names{Branch: c.branch.Number, Version: r.wish.version, Kernel: r.kernel}
+	n := distros.Names{Branch: c.branch.Number, Version: r.wish.version, Kernel: r.kernel, Flavor: r.d.KernelFlavor(r.kernel)}
 	if !r.w.HoldKernel {
 		n.KernelMeta = r.d.KernelMeta(r.kernel, r.f)
 	}
@@ -631,9 +673,9 @@ func (r *request) choose(c candidate) Choice {
 	o := *c.offer
 	ch := Choice{
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
-		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin),
+		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin), Within: r.within(c),
 		Module: o.Module, DKMSName: o.DKMSName, Signed: o.Signed, Persistence: o.Persistence,
-		License: LicenseProprietary, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
+		License: LicenseProprietary, Replaces: r.replaces, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
 	}
 	if o.Flavor == FlavorOpen {
 		ch.License = LicenseOpen
@@ -642,14 +684,22 @@ func (r *request) choose(c candidate) Choice {
 		ch.Persistence.Package = p[0]
 		ch.Packages = append(ch.Packages, p[0])
 	}
-	if o.Modules == ModulesDKMS {
+	if o.Modules != ModulesPrecompiled {
 		ch.Headers = r.d.HeadersFor(r.kernel)
 		if !r.w.HoldKernel {
 			ch.Headers = append(ch.Headers, r.d.HeadersMeta(r.kernel, r.f)...)
 		}
 	}
+	ch.Expected = cmp.Or(ch.Version, r.archived(c), o.Seen, newest(r.inRepo(c)), c.branch.Latest)
 	ch.Warnings = append(ch.Warnings, r.caveats(c)...)
 	return ch
+}
+
+func newest(versions []string) string {
+	if len(versions) == 0 {
+		return ""
+	}
+	return slices.MaxFunc(versions, catalog.CompareVersions)
 }
 
 // caveats are what the user should know of a candidate although it is taken.
@@ -664,6 +714,15 @@ func (r *request) caveats(c candidate) []string {
 	case c.branch.State == catalog.Unknown:
 		warn("until when branch %d gets fixes is not known", c.branch.Number)
 	}
+	if c.offer.Caveat != "" && !c.here {
+		warn("%s", c.offer.Caveat)
+	}
+	if k := r.d.RepoKey; c.offer.Source == SourceNVIDIA && !c.here && k.File != "" && k.Fingerprint == "" && r.w.KeyringSHA256 == "" {
+		warn("the key of NVIDIA's repository is checked by %s and the server's TLS certificate alone, as its fingerprint is not known; --keyring-sha256 says what it must be", k.Checked(""))
+	}
+	if pkg, _ := r.d.Toolset(r.f); pkg != "" && c.offer.Modules == ModulesDKMS {
+		warn("kernel %s was built with a newer compiler than the distribution's, so the modules are built with %s; DKMS does not know this when it builds for a later kernel by itself", r.kernel, pkg)
+	}
 	if c.offer.Source == SourceNVIDIA && r.d.Frozen != "" {
 		warn("%s: %s", r.sourceName(SourceNVIDIA), r.d.Frozen)
 	}
@@ -675,6 +734,9 @@ func (r *request) caveats(c candidate) []string {
 	}
 	if r.enforced() && !c.offer.Signed {
 		warn("modules load only when DKMS signs them with the key that is enrolled; this is checked before a reboot")
+	}
+	if !r.enforced() && r.w.Signing.Given() && !r.trusts(r.w.Signing) {
+		warn("the certificate %q is not among the keys that the guest trusts: it must be enrolled before Secure Boot is turned on", r.w.Signing.Subject)
 	}
 	if r.f.Secure.EFI && r.f.Secure.State == "" {
 		warn("whether the firmware enforces Secure Boot is not known")
@@ -749,6 +811,8 @@ func (r *request) why(c candidate) []string {
 		say("Modules %s: asked for.", c.offer.Modules)
 	case c.here:
 		say("Modules %s: the guest has them so already.", c.offer.Modules)
+	case c.offer.Modules == ModulesKMP:
+		say("Modules kmp: built in the guest by the package's own scripts.")
 	case c.offer.Modules == ModulesPrecompiled && r.enforced():
 		say("Modules precompiled: Secure Boot is enforced, and these are signed.")
 	case c.offer.Modules == ModulesPrecompiled:
@@ -760,8 +824,11 @@ func (r *request) why(c candidate) []string {
 }
 
 func (r *request) sourceName(source string) string {
-	if source == SourceNVIDIA {
+	switch source {
+	case SourceNVIDIA:
 		return "NVIDIA's repository for " + r.d.Name
+	case SourceRunfile:
+		return "NVIDIA's .run installer"
 	}
 	return "the archive of " + r.d.Name
 }

@@ -500,6 +500,33 @@ func TestAnotherGpuguestHoldsTheGuest(t *testing.T) {
 	}
 }
 
+// TestWorkThatNeedsABootWaitsForIt: what is late is done after the boot that work before it owes, and when it fails
+// it is a step that failed and not a proof.
+func TestWorkThatNeedsABootWaitsForIt(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	late := l.touch("late", false)
+	late.Fresh, late.Late = true, true
+	booted := `[ "$(cat ` + sh.Quote(l.shell.Dir+"/boot_id") + `)" != boot-1 ] || { echo "it was done before the boot"; exit 1; }` + "\n"
+	run := late.Actions[0].(action.Run)
+	run.Script = booted + run.Script
+	late.Actions = []action.Action{run}
+	r, err := l.run(l.config(l.touch("one", true), late, l.booted()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := states(r); got != "one=changed late=changed booted=met" || r.Reboots != 1 {
+		t.Errorf("%s, %d reboots", got, r.Reboots)
+	}
+	bad := late
+	bad.ID, bad.Check, bad.Actions = "bad", "false", []action.Action{action.Run{Title: "fail", Script: "exit 7"}}
+	_, err = l.run(l.config(bad))
+	var step *engine.StepError
+	if !errors.As(err, &step) || step.Verify || step.What != "exit 7" {
+		t.Errorf("error %v", err)
+	}
+}
+
 // TestTurnsAreWaitedForAndGivenBack: a reboot and a big file each wait for their turn, a small file does not, and no
 // turn is kept.
 func TestTurnsAreWaitedForAndGivenBack(t *testing.T) {

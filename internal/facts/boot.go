@@ -62,13 +62,7 @@ func (r *reader) boot() {
 // that there is a bootloader, but the text is why its choice is unknown.
 func (r *reader) nextEntry() (*entry, string) {
 	f := &r.f
-	config := ""
-	for _, c := range []string{"/boot/grub/grub.cfg", "/boot/grub2/grub.cfg"} {
-		if len(r.files[c]) > 0 {
-			config = c
-			break
-		}
-	}
+	config := r.grubConfig()
 	loaderConf := ""
 	for _, c := range []string{"/boot/loader/loader.conf", "/boot/efi/loader/loader.conf", "/efi/loader/loader.conf"} {
 		if r.hasFile(c) {
@@ -79,13 +73,54 @@ func (r *reader) nextEntry() (*entry, string) {
 	switch started := r.id["loader"]; {
 	case strings.HasPrefix(started, "systemd-boot"), config == "" && loaderConf != "":
 		f.Boot.Loader, f.Boot.Config = "systemd-boot", loaderConf
+		f.Boot.Entries = r.entryFiles()
 		return systemdBoot(r.bls(nil), r.files[loaderConf])
 	case config != "":
 		f.Boot.Loader, f.Boot.Config = "grub", config
 		env := assignments(r.files[path.Dir(config)+"/grubenv"])
+		if slices.ContainsFunc(r.files[config], func(l string) bool { return strings.TrimSpace(l) == "blscfg" }) {
+			f.Boot.Entries = r.entryFiles()
+		}
 		return grubNext(r.files[config], env, r.bls(env))
 	}
 	return nil, ""
+}
+
+// grubConfig is the file that GRUB takes its menu from. RHEL 7 and 8 have it on the EFI system partition where the
+// firmware is UEFI; elsewhere the file there is a stub that names the one in /boot, and has no entries.
+func (r *reader) grubConfig() string {
+	if r.f.Secure.EFI {
+		var found []string
+		for name, lines := range r.files {
+			if strings.HasPrefix(name, "/boot/efi/EFI/") && strings.HasSuffix(name, "/grub.cfg") && slices.ContainsFunc(lines, func(l string) bool {
+				l = strings.TrimSpace(l)
+				return strings.HasPrefix(l, "menuentry") || l == "blscfg"
+			}) {
+				found = append(found, name)
+			}
+		}
+		if len(found) > 0 {
+			return slices.Min(found)
+		}
+	}
+	for _, c := range []string{"/boot/grub/grub.cfg", "/boot/grub2/grub.cfg"} {
+		if len(r.files[c]) > 0 {
+			return c
+		}
+	}
+	return ""
+}
+
+// entryFiles are the paths of the boot loader specification entries.
+func (r *reader) entryFiles() []string {
+	var found []string
+	for name := range r.files {
+		if strings.Contains(name, "/loader/entries/") {
+			found = append(found, name)
+		}
+	}
+	slices.Sort(found)
+	return found
 }
 
 // grubNext chooses as GRUB does: next_entry once, then what `set default` says, and the first entry when that
@@ -423,6 +458,12 @@ func (r *reader) initramfsImage(e *entry) string {
 	var names []string
 	if e != nil {
 		for _, i := range e.initrd {
+			// kernel-install calls each image "initrd", in a folder of its kernel's.
+			for _, f := range r.images {
+				if strings.HasPrefix(i, "/") && strings.HasSuffix(f, i) && strings.HasPrefix(path.Base(f), "init") {
+					return f
+				}
+			}
 			names = append(names, path.Base(i))
 		}
 	}

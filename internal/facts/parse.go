@@ -850,9 +850,53 @@ func (r *reader) conclude() {
 		}
 	}
 	f.Sources = readSources(r.files)
+	r.versionLocks()
 	r.boot()
 	r.nextModules()
 }
+
+// versionLocks adds the packages that dnf, yum, zypper or tdnf is told to leave at their version. A line with a
+// pattern for the version keeps packages within a branch and holds none.
+func (r *reader) versionLocks() {
+	for _, name := range []string{"/etc/dnf/plugins/versionlock.list", "/etc/yum/pluginconf.d/versionlock.list"} {
+		for _, l := range r.files[name] {
+			if m := lockedVersion.FindStringSubmatch(strings.TrimSpace(l)); m != nil {
+				r.f.Held = append(r.f.Held, m[1])
+			}
+		}
+	}
+	locked := ""
+	for _, l := range r.files["/etc/dnf/versionlock.toml"] {
+		key, value, _ := strings.Cut(l, "=")
+		value = strings.Trim(strings.TrimSpace(value), `"`)
+		switch strings.TrimSpace(key) {
+		case "name":
+			locked = value
+		case "comparator":
+			if value == "=" {
+				r.f.Held = append(r.f.Held, locked)
+			}
+		}
+	}
+	for _, l := range r.files["/etc/zypp/locks"] {
+		if n, ok := strings.CutPrefix(l, "solvable_name:"); ok {
+			r.f.Held = append(r.f.Held, strings.TrimSpace(n))
+		}
+	}
+	for name, lines := range r.files {
+		if strings.HasPrefix(name, "/etc/tdnf/locks.d/") {
+			for _, l := range lines {
+				r.f.Held = append(r.f.Held, strings.TrimSpace(l))
+			}
+		}
+	}
+	sort.Strings(r.f.Held)
+	r.f.Held = slices.Compact(r.f.Held)
+}
+
+// lockedVersion is a line of dnf's or yum's list of locked versions: "kernel-core-0:5.14.0-570.el9.*",
+// "0:kernel-3.10.0-1160.el7.*".
+var lockedVersion = regexp.MustCompile(`^(?:[0-9]+:)?([^!*].*)-[^-*]+-[^-*]+\.\*$`)
 
 // nextModules fills what depends on the kernel that starts next.
 func (r *reader) nextModules() {
@@ -963,8 +1007,22 @@ func (r *reader) readLedger(s section) error {
 		case len(w) == 4 && w[0] == "package":
 		case len(w) == 2 && w[0] == "held":
 			st.Held = appendNew(st.Held, w[1])
+		case len(w) == 2 && w[0] == "product":
+			st.Products = appendNew(st.Products, w[1])
 		case len(w) == 2 && w[0] == "args":
 			st.KernelArgs = strings.Fields(w[1])
+		case len(w) == 2 && w[0] == "runfile":
+			st.Runfile = w[1]
+		case len(w) == 2 && w[0] == "toolkit":
+			st.Toolkits = appendNew(st.Toolkits, w[1])
+		case len(w) == 2 && w[0] == "cuda-link":
+			st.CUDALink = w[1]
+		case len(w) == 1 && w[0] == "signing-key":
+			st.SigningKey = true
+		case len(w) == 2 && w[0] == "account":
+			st.Accounts = appendNew(st.Accounts, w[1])
+		case len(w) == 2 && w[0] == "service":
+			st.Services = appendNew(st.Services, w[1])
 		case len(w) == 2 && w[0] == "kept":
 			st.Kept = append(st.Kept, w[1])
 		case len(w) == 2 && w[0] == "absent":

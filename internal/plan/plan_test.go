@@ -7,10 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"gpuguest/assets"
+	"gpuguest/distros"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
@@ -52,8 +54,85 @@ var goldens = []struct {
 	{"debian12-t4-remedies", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, Firmware: true, ModuleOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
 	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
 	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
+	{"debian12-gtx1050ti-runfile", "debian12-gtx1050ti-nouveau", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-runfile-390-cuda-9.1", "ubuntu2004-gtx750", choice.Want{Source: choice.SourceRunfile, Driver: "390.157", CUDA: "9.1", CUDASource: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-runfile-sent", "ubuntu2004-gtx750", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
+	{"debian12-gtx1050ti-cuda-too-new", "debian12-gtx1050ti-nouveau", choice.Want{CUDA: "13.0"}},
+	{"debian12-bar1-0m-cuda-auto", "debian12-bar1-0m", choice.Want{CUDA: choice.CUDAAuto}},
+	{"debian12-k80-and-l4-runfile", "debian12-k80-and-l4", choice.Want{Source: choice.SourceRunfile}},
+	{"debian12-t4-secureboot-key", "debian12-t4-secureboot", choice.Want{Signing: trustedKey}},
+	{"debian12-t4-secureboot-stranger", "debian12-t4-secureboot", choice.Want{Signing: strangeKey}},
+	{"debian12-t4-secureboot-key-runfile", "debian12-t4-secureboot", choice.Want{Signing: trustedKey, Source: choice.SourceRunfile, Driver: "535"}},
+	{"debian13-t4-distro-cuda-no-room", "debian13-t4", choice.Want{Source: choice.SourceDistro, CUDA: "12.4"}},
+	{"ubuntu2204-v100-distro-cuda", "ubuntu2204-v100", choice.Want{Source: choice.SourceDistro, CUDA: "12.4.1"}},
+	{"debian12-t4-installed-cuda-too-new", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, CUDA: "13.0"}},
+	{"debian12-t4-runfile-beside-packages", "debian12-t4-driver535", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-cuda-auto-runfile", "ubuntu2004-gtx750", choice.Want{CUDA: choice.CUDAAuto, CUDASource: choice.SourceRunfile}},
+	{"ubuntu2204-t4-runfile-again", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2204-t4-runfile-to-packages", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceNVIDIA, Replace: true}},
+	{"ubuntu2204-t4-runfile-upgrade", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile, Driver: "580"}},
+	{"ubuntu2404-h100-cuda-12.8", "ubuntu2404-h100", choice.Want{CUDA: "12.8"}},
+	{"ubuntu2404-h100-both", "ubuntu2404-h100", choice.Want{Source: choice.SourceRunfile, CUDA: choice.CUDAAuto}},
+	{"ubuntu2404-b200-runfile", "ubuntu2404-b200", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2404-gh200-arm64-runfile", "ubuntu2404-gh200-arm64", choice.Want{Runfile: sentDriver}},
+	{"centos7-k80", "centos7-k80", choice.Want{}},
+	{"rhel7-p100-efi-535", "rhel7-p100-efi", choice.Want{Driver: "535"}},
+	{"ol7-v100", "ol7-v100", choice.Want{}},
+	{"rhel8-a100-proprietary", "rhel8-a100", choice.Want{Flavor: choice.FlavorProprietary}},
+	{"rocky8-v100", "rocky8-v100", choice.Want{}},
+	{"almalinux8-k80", "almalinux8-k80", choice.Want{}},
+	{"centos8-t4-hold", "centos8-t4", choice.Want{HoldKernel: true}},
+	{"ol8-t4-exact", "ol8-t4", choice.Want{Driver: "580.95.05"}},
+	{"rhel9-t4", "rhel9-t4", choice.Want{}},
+	{"rhel9-h100-secureboot", "rhel9-h100-secureboot", choice.Want{}},
+	{"rocky9-secureboot-enrolled", "rocky9-secureboot-enrolled", choice.Want{}},
+	{"rocky9-k80", "rocky9-k80", choice.Want{}},
+	{"rocky9-l4-470", "rocky9-l4", choice.Want{Driver: "470", Flavor: choice.FlavorProprietary}},
+	{"rocky9-l4-distro", "rocky9-l4", choice.Want{Source: choice.SourceDistro}},
+	{"rocky9-l4-mirror", "rocky9-l4", choice.Want{Mirror: "http://mirror.example/cuda", KeyringSHA256: strings.Repeat("ab", 32)}},
+	{"rocky9-l4-driver580", "rocky9-l4-driver580", choice.Want{}},
+	{"rocky9-l4-driver580-to-595", "rocky9-l4-driver580", choice.Want{Driver: "595"}},
+	{"almalinux9-gh200-64k", "almalinux9-gh200-64k", choice.Want{}},
+	{"centos9-l4-realloc", "centos9-l4", choice.Want{KernelArgs: []string{"pci=realloc"}}},
+	{"ol9-l4-uek", "ol9-l4-uek", choice.Want{}},
+	{"rhel10-h100", "rhel10-h100", choice.Want{}},
+	{"rocky10-b200", "rocky10-b200", choice.Want{}},
+	{"almalinux10-t4-arm64-595", "almalinux10-t4-arm64", choice.Want{Driver: "595"}},
+	{"centos10-l4", "centos10-l4", choice.Want{}},
+	{"ol10-l4", "ol10-l4", choice.Want{}},
+	{"fedora43-l4", "fedora43-l4", choice.Want{}},
+	{"fedora44-b200", "fedora44-b200", choice.Want{}},
+	{"fedora44-l4-systemd-boot", "fedora44-l4-systemd-boot", choice.Want{HoldKernel: true}},
+	{"fedora44-l4-rpmfusion", "fedora44-l4-rpmfusion", choice.Want{}},
+	{"amzn2023-l4", "amzn2023-l4", choice.Want{}},
+	{"amzn2023-t4-arm64", "amzn2023-t4-arm64", choice.Want{}},
+	{"kylin10-t4", "kylin10-t4", choice.Want{}},
+	{"kylin11-a100", "kylin11-a100", choice.Want{}},
+	{"sles15-t4", "sles15-t4", choice.Want{}},
+	{"sles15-t4-secureboot", "sles15-t4-secureboot", choice.Want{}},
+	{"leap15-v100-hold", "leap15-v100", choice.Want{HoldKernel: true}},
+	{"sles16-h100-arm64", "sles16-h100-arm64", choice.Want{}},
+	{"leap16-l4", "leap16-l4", choice.Want{}},
+	{"azurelinux3-a100", "azurelinux3-a100", choice.Want{}},
+	{"azurelinux3-v100", "azurelinux3-v100", choice.Want{}},
+	{"centos7-k80-runfile-390-cuda-9.1", "centos7-k80", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
+	{"rocky9-l4-runfile", "rocky9-l4", choice.Want{Source: choice.SourceRunfile}},
+	{"rocky9-l4-cuda-auto", "rocky9-l4", choice.Want{CUDA: choice.CUDAAuto}},
+	{"rocky8-v100-cuda-auto", "rocky8-v100", choice.Want{CUDA: choice.CUDAAuto}},
+	{"rhel9-h100-secureboot-key", "rhel9-h100-secureboot", choice.Want{Signing: strangeKey}},
+	{"fedora44-b200-runfile-cuda", "fedora44-b200", choice.Want{Source: choice.SourceRunfile, CUDA: "12.9.1", CUDASource: choice.SourceRunfile}},
+	{"sles15-t4-cuda-12.8", "sles15-t4", choice.Want{CUDA: "12.8"}},
+	{"azurelinux3-a100-runfile", "azurelinux3-a100", choice.Want{Source: choice.SourceRunfile}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
+
+// Files that a user would name, as the command line would describe them.
+var (
+	sentDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: strings.Repeat("cd", 32), Version: "390.42", Arch: "x86_64"}
+	sentToolkit = choice.Runfile{Name: "cuda_9.1.85_387.26_linux", SHA256: strings.Repeat("ef", 32), Version: "9.1.85", Arch: "x86_64"}
+	trustedKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "Debian Secure Boot CA", Signer: "Debian Secure Boot CA", KeyID: "6ccece7e4c6c0d1f6149f3dd27dfcc5cbb419ea1"}
+	strangeKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "somebody's key", Signer: "somebody's key", KeyID: "0102030405060708090a0b0c0d0e0f1011121314"}
+)
 
 func guestFacts(t testing.TB, name string) facts.Facts {
 	t.Helper()
@@ -142,6 +221,96 @@ func checkShell(t *testing.T, script []byte) {
 	cmd.Stdin = bytes.NewReader(script)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("sh -n: %v\n%s", err, out)
+	}
+}
+
+// TestPlansPassShellcheck has one plan of each package manager and boot loader read by shellcheck, and with
+// GPUGUEST_LINT=1 every plan; one takes a second and more.
+func TestPlansPassShellcheck(t *testing.T) {
+	bin, err := exec.LookPath("shellcheck")
+	if err != nil {
+		t.Skip("no shellcheck on this machine")
+	}
+	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot"}
+	for _, g := range goldens {
+		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
+			continue
+		}
+		t.Run(g.name, func(t *testing.T) {
+			t.Parallel()
+			p, err := build(guestFacts(t, g.guest), g.want)
+			if err != nil {
+				return
+			}
+			var script bytes.Buffer
+			if err := p.Shell(&script); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(bin, "-s", "sh", "-S", "warning", "-")
+			cmd.Stdin = &script
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// TestUninstallTakesBackWhatRPMGuestsWereGiven has the ledger of a guest of each family planned for.
+func TestUninstallTakesBackWhatRPMGuestsWereGiven(t *testing.T) {
+	for _, c := range []struct {
+		guest string
+		says  []string
+	}{
+		{"rocky9-l4-driver580", []string{
+			"rpm -e --test", "--setopt=clean_requirements_on_remove=0 remove", "grubby --update-kernel=ALL --remove-args=", "dracut --force /boot/initramfs-5.14.0-570.49.1.el9_6.x86_64.img",
+			"/etc/dnf/modules.d/nvidia-driver.module", "gpg-pubkey-d42d0685-62e36a2e", "versionlock delete",
+		}},
+		{"centos7-k80", []string{"yum -y", "grub2-mkconfig -o /boot/grub2/grub.cfg", "/etc/default/grub"}},
+		{"sles15-t4", []string{"zypper --non-interactive remove --no-clean-deps", "grub2-mkconfig -o /boot/grub2/grub.cfg", "SUSEConnect --de-register", "removelock"}},
+		{"fedora44-l4-systemd-boot", []string{"remove", "/boot/efi/loader/entries", "dracut --force /boot/efi/"}},
+		{"azurelinux3-a100", []string{"tdnf -y --noautoremove remove", "grub2-mkconfig"}},
+	} {
+		f := guestFacts(t, c.guest)
+		f.State.Before = true
+		f.State.Added = []string{"dkms", "gpg-pubkey-d42d0685-62e36a2e", "nvidia-driver-cuda"}
+		f.State.Kept = []string{"/etc/default/grub", "/boot/initramfs.img"}
+		f.State.Absent = []string{"/etc/modprobe.d/gpuguest-blocklist.conf", "/etc/dnf/modules.d/nvidia-driver.module"}
+		f.State.Held = []string{"kernel-core"}
+		f.State.KernelArgs = []string{"nouveau.modeset=0"}
+		f.State.Products = []string{"PackageHub/15.6/x86_64"}
+		in, err := Bare(f, choice.Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := Build(in, steps.Uninstall())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var script bytes.Buffer
+		if err := p.Shell(&script); err != nil {
+			t.Fatal(err)
+		}
+		checkShell(t, script.Bytes())
+		for _, s := range c.says {
+			if !strings.Contains(script.String(), s) {
+				t.Errorf("%s: the way back has no %q", c.guest, s)
+			}
+		}
+	}
+}
+
+// TestEveryDistributionHasAPlan holds the list of goldens against the distributions known.
+func TestEveryDistributionHasAPlan(t *testing.T) {
+	planned := map[string]bool{}
+	for _, g := range goldens {
+		if p, err := build(guestFacts(t, g.guest), g.want); err == nil {
+			planned[p.Distro.String()] = true
+		}
+	}
+	for _, d := range distros.All() {
+		if !planned[d.String()] {
+			t.Errorf("no golden plans for %s", d)
+		}
 	}
 }
 
@@ -234,4 +403,39 @@ func TestKernelArgumentsOfAnEarlierRunStayUntilTheyAreDropped(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestUninstallPassesShellcheck has it read with every method's traces to take back.
+func TestUninstallPassesShellcheck(t *testing.T) {
+	bin, err := exec.LookPath("shellcheck")
+	if err != nil {
+		t.Skip("no shellcheck on this machine")
+	}
+	p, err := Build(uninstallInput(t), steps.Uninstall())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script bytes.Buffer
+	if err := p.Shell(&script); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(bin, "-s", "sh", "-S", "warning", "-")
+	cmd.Stdin = &script
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// uninstallInput is a guest in which every method left something to take back.
+func uninstallInput(t *testing.T) steps.Input {
+	t.Helper()
+	f := guestFacts(t, "ubuntu2204-t4-runfile-oldkey")
+	f.State = facts.State{Before: true, Added: []string{"dkms", "cuda-toolkit-12-8"}, Changed: []facts.Changed{{Name: "gcc", Was: "12"}}, Kept: []string{"/etc/a"},
+		Absent: []string{"/etc/b"}, Held: []string{"linux-image-generic"}, Runfile: "525.147.05", Toolkits: []string{"12.8", "9.1"}, CUDALink: "-",
+		SigningKey: true, Accounts: []string{"nvidia-persistenced"}, Services: []string{"systemd", "upstart", "sysv"}}
+	in, err := Bare(f, choice.Want{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in
 }

@@ -1,0 +1,226 @@
+package distros
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"gpuguest/internal/facts"
+)
+
+// driverNames are the packages of the driver in NVIDIA's repositories for rpm, which a pin keeps together: those
+// of NVIDIA/yum-packaging-nvidia-driver's 570 spec and what belongs to them. A pattern would catch NVIDIA's
+// container toolkit too, which has versions of its own.
+var driverNames = []string{
+	"cuda-drivers", "kmod-nvidia-latest-dkms", "kmod-nvidia-open-dkms", "libnvidia-cfg", "libnvidia-fbc", "libnvidia-gpucomp",
+	"libnvidia-ml", "nvidia-driver", "nvidia-driver-cuda", "nvidia-driver-cuda-libs", "nvidia-driver-libs", "nvidia-kmod-common",
+	"nvidia-libXNVCtrl", "nvidia-modprobe", "nvidia-open", "nvidia-persistenced", "nvidia-settings", "nvidia-xconfig", "xorg-x11-nvidia",
+}
+
+// DriverNames returns the names of the driver's packages in NVIDIA's repositories for rpm.
+func DriverNames() []string { return slices.Clone(driverNames) }
+
+// rpmMarks tell NVIDIA's packages from those of RPM Fusion and ELRepo, which conflict with them.
+var rpmMarks = map[string][]string{
+	SourceNVIDIA: {"cuda-drivers*", "kmod-nvidia-latest-dkms", "kmod-nvidia-open-dkms", "nvidia-driver", "nvidia-driver-*", "nvidia-open", "nvidia-open-[0-9]*"},
+	SourceOther:  {"akmod-nvidia*", "xorg-x11-drv-nvidia*", "kmod-nvidia", "kmod-nvidia-[0-9]*", "nvidia-x11-drv*"},
+}
+
+// rhelBoot is the boot layer since RHEL 8, and before where there are no entries.
+var rhelBoot = Boot{Loaders: []Loader{grubby{}, entries{}, grubDefaults{}}, Makers: makers}
+
+// driverPersistence is the daemon in NVIDIA's repositories for rpm: nvidia-driver-cuda needs its package, whose
+// preset turns the unit on (70-nvidia-driver-cuda.preset).
+var driverPersistence = Persistence{Package: "nvidia-persistenced", Unit: "nvidia-persistenced.service"}
+
+// el fills in what RHEL of one release and its rebuilds share. name is for people.
+func el(id, version, name string, m Manager) Distro {
+	return Distro{
+		ID: id, Version: version, Name: name,
+		Family:   "dnf",
+		Arches:   map[string]string{"x86_64": "x86_64", "aarch64": "aarch64"},
+		Packages: m,
+		RepoDir: map[string]string{
+			"x86_64":  "rhel" + version + "/x86_64",
+			"aarch64": "rhel" + version + "/sbsa",
+		},
+		RepoKey:    nvidiaKey("D42D0685"),
+		RepoFiles:  "/etc/yum.repos.d",
+		BuildTools: []string{"gcc", "make", "dkms"},
+		Compiler:   []string{"gcc", "glibc-devel"},
+		Suites:     []string{"baseos*", "appstream*", "rhel-*-baseos-*", "rhel-*-appstream-*", "rhel-[0-9]-server-rpms", "ol*_baseos_latest", "ol*_appstream", "ol7_latest", "base", "updates", "extras*"},
+		Marks:      rpmMarks,
+		Boot:       rhelBoot,
+		DKMSKey:    "/var/lib/dkms/mok.key",
+		DKMSCert:   "/var/lib/dkms/mok.pub",
+		kernel:     elKernels{},
+	}
+}
+
+// rebuilds are the distributions that are RHEL of a release by another name, and what each calls the repository
+// of development packages and EPEL's package.
+func rebuilds(version string, m Manager, crbRebuild string) []Distro {
+	var all []Distro
+	for _, r := range []struct{ id, name, crbName, crbIDs string }{
+		{"rhel", "Red Hat Enterprise Linux", "CodeReady Builder", "codeready-builder-for-rhel-" + version + "-x86_64-rpms | codeready-builder-for-rhel-" + version + "-aarch64-rpms | codeready-builder-for-rhel-" + version + "-rhui-rpms"},
+		{"rocky", "Rocky Linux", crbRebuild, crbRebuild},
+		{"almalinux", "AlmaLinux", crbRebuild, crbRebuild},
+		{"centos", "CentOS Stream", crbRebuild, crbRebuild},
+		{"ol", "Oracle Linux", "CodeReady Builder", "ol" + version + "_codeready_builder"},
+	} {
+		d := el(r.id, version, r.name+" "+version, m)
+		epel := releasePackage(m, "EPEL", "epel", "epel-release")
+		switch r.id {
+		case "rhel":
+			epel = epelFromFedora(m, version)
+		case "ol":
+			epel = releasePackage(m, "EPEL", "ol"+version+"_developer_EPEL*", "oracle-epel-release-el"+version)
+		}
+		d.Extras = []Extra{crb(r.crbName, r.crbIDs), epel}
+		switch r.id {
+		case "rocky":
+			d.Vault = Vault{URL: "https://dl.rockylinux.org/vault/rocky/{minor}/{repo}/{machine}/os/", Keys: "/etc/pki/rpm-gpg/RPM-GPG-KEY-[Rr]ocky*"}
+		case "almalinux":
+			d.Vault = Vault{URL: "https://vault.almalinux.org/{minor}/{repo}/{machine}/os/", Keys: "/etc/pki/rpm-gpg/RPM-GPG-KEY-AlmaLinux*"}
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+// dkmsOffer is an offer of NVIDIA's repository for rpm: its compute-only set, as a guest that computes needs no
+// X, with modules that DKMS builds.
+func dkmsOffer(flavor string, o Offer, fact string) Offer {
+	o.Source, o.Flavor, o.Modules = SourceNVIDIA, flavor, ModulesDKMS
+	o.Packages = []string{"kmod-nvidia-open-dkms", "nvidia-driver-cuda"}
+	if flavor == FlavorProprietary {
+		o.Packages[0] = "kmod-nvidia-latest-dkms"
+	}
+	o.Module, o.DKMSName = "nvidia", "nvidia"
+	o.Persistence = driverPersistence
+	o.Fact = "NVIDIA driver installation guide, compute-only; " + fact
+	return o
+}
+
+// streamed are the offers of a repository whose branches are streams of the module nvidia-driver: 580-open and
+// 580-dkms. What is not in an enabled stream cannot be seen ("All matches were filtered out by modular
+// filtering"), so the stream comes before everything.
+func streamed(o Offer, fact string) []Offer {
+	open, proprietary := o, o
+	open.Stream, proprietary.Stream = "nvidia-driver:{branch}-open", "nvidia-driver:{branch}-dkms"
+	return []Offer{dkmsOffer(FlavorOpen, open, fact), dkmsOffer(FlavorProprietary, proprietary, fact)}
+}
+
+// locked are the offers of a repository that holds all branches side by side, so that one is kept by locking
+// versions.
+func locked(o Offer, fact string) []Offer {
+	o.Lock = true
+	return []Offer{dkmsOffer(FlavorOpen, o, fact), dkmsOffer(FlavorProprietary, o, fact)}
+}
+
+// notLooked is the caveat of offers whose repository nobody has looked into.
+const notLooked = "which branches NVIDIA's repository for this distribution holds has not been looked at: the install will tell"
+
+// elKernels knows releases like 5.14.0-570.12.1.el9_6.x86_64, with +64k behind for 64 KiB pages, and Oracle's
+// 5.15.0-200.131.27.el9uek.x86_64.
+type elKernels struct {
+	// matched: kernel-devel-matched keeps the headers of later kernels at hand. Without it kernel-devel, of which
+	// several versions stand side by side, comes with every kernel that an upgrade brings.
+	matched bool
+}
+
+func (elKernels) flavor(release string) string {
+	switch _, variant, _ := strings.Cut(release, "+"); {
+	case variant != "":
+		return variant
+	case strings.Contains(release, "uek"):
+		return "uek"
+	case strings.Contains(release, ".rt"):
+		return "rt"
+	case strings.Contains(release, ".el") || strings.Contains(release, ".fc") || strings.Contains(release, ".ky"):
+		return "standard"
+	}
+	return ""
+}
+
+func (elKernels) meta(string, []string) string { return "" }
+
+// prefix is the kernel package of a flavor.
+func (k elKernels) prefix(release string) string {
+	switch f := k.flavor(release); f {
+	case "", "standard":
+		return "kernel"
+	default:
+		return "kernel-" + f
+	}
+}
+
+func (k elKernels) headers(release string) []string {
+	bare, _, _ := strings.Cut(release, "+")
+	return []string{k.prefix(release) + "-devel-" + bare}
+}
+
+// The package is asked for at the version of the next kernel: its newest one would bring the newest kernel along,
+// which then would be the one that starts next.
+func (k elKernels) later(release string, f facts.Facts) []string {
+	if !k.matched || k.flavor(release) == "uek" || k.flavor(release) == "rt" {
+		return nil
+	}
+	name := k.prefix(release) + "-devel-matched"
+	if f.Packages[name] != "" {
+		return []string{name}
+	}
+	bare, _, _ := strings.Cut(release, "+")
+	return []string{name + "-" + bare}
+}
+
+func (k elKernels) newest(release string, _ facts.Facts) []string {
+	if k.flavor(release) == "" {
+		return nil
+	}
+	return []string{k.prefix(release)}
+}
+
+func (elKernels) carries(name, _ string, _ facts.Facts) bool { return rpmKernel(name) }
+
+// rpmKernel tells whether a package is part of a kernel.
+func rpmKernel(name string) bool {
+	if !strings.HasPrefix(name, "kernel") {
+		return false
+	}
+	for _, other := range []string{"-headers", "-tools", "-tools-libs", "-macros", "-srpm-macros", "-rpm-macros", "-doc", "-docs"} {
+		if strings.HasSuffix(name, other) {
+			return false
+		}
+	}
+	return !strings.HasPrefix(name, "kernel-firmware")
+}
+
+// Toolset returns the package with the compiler that a kernel was built with, and the file to read for it to be
+// used, where that compiler is newer than the distribution's own: Oracle's UEK (NVIDIA driver installation
+// guide, Oracle Linux). Both are "" where the distribution's own will do.
+func (d Distro) Toolset(f facts.Facts) (pkg, enable string) {
+	if d.GCC == 0 {
+		return "", ""
+	}
+	major := compilerMajor(f.Kernel.Compiler)
+	if major <= d.GCC {
+		return "", ""
+	}
+	pkg = "gcc-toolset-" + strconv.Itoa(major)
+	return pkg, "/opt/rh/" + pkg + "/enable"
+}
+
+// compilerMajor reads "gcc (GCC) 14.2.1 20250110 (Red Hat 14.2.1-7)"; 0 when it is something else.
+func compilerMajor(text string) int {
+	if !strings.HasPrefix(text, "gcc ") {
+		return 0
+	}
+	for _, w := range strings.Fields(text) {
+		head, _, dotted := strings.Cut(w, ".")
+		if n, err := strconv.Atoi(head); dotted && err == nil {
+			return n
+		}
+	}
+	return 0
+}

@@ -1,0 +1,212 @@
+package distros
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"gpuguest/internal/catalog"
+)
+
+// TestedPlan is how a source was tested of which nothing better is known: plans were worked out for recorded or
+// constructed guests, and nobody has run one.
+const TestedPlan = "plan only"
+
+// Row is one way to get a driver on one distribution.
+type Row struct {
+	Distro   string   `json:"distro"` // as --as takes it: "rocky:9"
+	Name     string   `json:"name"`
+	Source   string   `json:"source"`
+	Modules  string   `json:"modules"`
+	Flavor   string   `json:"flavor"`
+	Branches string   `json:"branches"` // "470, 515 and later"
+	Machines []string `json:"machines"`
+	Needs    []string `json:"needs"`  // what is added to the guest for it, besides the driver
+	Tested   string   `json:"tested"` // "real guest …", "real package manager …", or TestedPlan
+	Notes    []string `json:"notes,omitempty"`
+}
+
+// Matrix returns every way to get a driver that is known, by distribution.
+func Matrix() []Row {
+	var rows []Row
+	for _, d := range All() {
+		first := len(rows)
+		for _, o := range d.Offers {
+			r := Row{
+				Distro: d.String(), Name: d.Name, Source: o.Source, Modules: o.Modules, Flavor: o.Flavor, Branches: o.served(),
+				Machines: d.machines(o), Needs: d.needs(o), Tested: d.Tested[o.Source], Notes: d.notes(o),
+			}
+			if r.Tested == "" {
+				r.Tested = TestedPlan
+			}
+			// Two offers that differ in their branches alone are one row.
+			same := func(x Row) bool {
+				return x.Source == r.Source && x.Modules == r.Modules && x.Flavor == r.Flavor && slices.Equal(x.Machines, r.Machines)
+			}
+			if i := slices.IndexFunc(rows[first:], same); i >= 0 {
+				rows[first+i].Branches += ", " + r.Branches
+				continue
+			}
+			rows = append(rows, r)
+		}
+	}
+	return rows
+}
+
+// served says which branches of the table an offer delivers.
+func (o Offer) served() string {
+	if o.Branches != nil {
+		var all []string
+		for _, b := range o.Branches {
+			all = append(all, fmt.Sprint(b))
+		}
+		return strings.Join(all, ", ")
+	}
+	last := 0
+	branches := catalog.Branches()
+	for _, b := range branches {
+		if b.Number >= o.Min && (o.Flavor == FlavorOpen || b.Open != catalog.OpenOnly) {
+			last = b.Number
+		}
+	}
+	if last == branches[len(branches)-1].Number {
+		return fmt.Sprintf("%d and later", o.Min)
+	}
+	return fmt.Sprintf("%d to %d", o.Min, last)
+}
+
+func (d Distro) machines(o Offer) []string {
+	var all []string
+	for m := range d.Arches {
+		if (o.Arches == nil || slices.Contains(o.Arches, m)) && (o.Source != SourceNVIDIA || d.RepoDir[m] != "") {
+			all = append(all, m)
+		}
+	}
+	slices.Sort(all)
+	slices.Reverse(all)
+	return all
+}
+
+func (d Distro) needs(o Offer) []string {
+	var all []string
+	if o.Modules != ModulesPrecompiled {
+		all = append(all, "kernel headers", strings.Join(d.BuildTools, ", "))
+	}
+	for _, e := range d.Extras {
+		all = append(all, e.Name)
+	}
+	if o.Source == SourceDistro && len(d.Components) > 0 {
+		all = append(all, "components "+strings.Join(d.Components, ", "))
+	}
+	if o.Stream != "" {
+		all = append(all, "module stream")
+	}
+	if o.Lock {
+		all = append(all, "version lock")
+	}
+	return all
+}
+
+func (d Distro) notes(o Offer) []string {
+	var all []string
+	if o.Source == SourceNVIDIA {
+		if d.Frozen != "" {
+			all = append(all, d.Frozen)
+		}
+		if d.RepoKey.File != "" && d.RepoKey.Fingerprint == "" {
+			all = append(all, "of its key the fingerprint is not known")
+		}
+		if d.RepoKey.File == "" {
+			for m, dir := range d.RepoDir {
+				if d.KeyringSHA256[dir] == "" && (o.Arches == nil || slices.Contains(o.Arches, m)) {
+					all = append(all, "on "+m+" the checksum of the keyring must be given")
+				}
+			}
+		}
+	}
+	if o.Caveat != "" {
+		all = append(all, o.Caveat)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Line is what Summary says of one source of drivers on distributions that are alike in it.
+type Line struct{ Names, Source, Drivers, Machines, Needs, Tested string }
+
+// summaryHead is the heading of Summary's lines.
+var summaryHead = Line{"distribution", "source", "drivers", "machines", "needs", "how it was tested"}
+
+// Summary is the matrix for people: one line for each source, and distributions that do not differ in it together.
+func Summary() []Line {
+	var lines []Line
+	rows := Matrix()
+	for len(rows) > 0 {
+		r := rows[0]
+		n := 1
+		for n < len(rows) && rows[n].Distro == r.Distro && rows[n].Source == r.Source {
+			n++
+		}
+		lines = append(lines, line(rows[:n]))
+		rows = rows[n:]
+	}
+	var out []Line
+	for _, l := range lines {
+		bare := l
+		i := slices.IndexFunc(out, func(o Line) bool { o.Names, bare.Names = "", ""; return o == bare })
+		if i < 0 {
+			out = append(out, l)
+			continue
+		}
+		out[i].Names += ", " + l.Names
+	}
+	return append([]Line{summaryHead}, out...)
+}
+
+func line(rows []Row) Line {
+	l := Line{Names: rows[0].Name, Source: map[string]string{SourceNVIDIA: "NVIDIA's repository", SourceDistro: "its own packages"}[rows[0].Source], Tested: rows[0].Tested}
+	var drivers, machines, needs []string
+	for _, r := range rows {
+		machines = append(machines, r.Machines...)
+	}
+	for _, r := range rows {
+		say := fmt.Sprintf("%s by %s: %s", r.Flavor, r.Modules, r.Branches)
+		if m := join(r.Machines); m != join(machines) {
+			say += " (" + m + ")"
+		}
+		needs = append(needs, r.Needs...)
+		if !slices.Contains(drivers, say) {
+			drivers = append(drivers, say)
+		}
+	}
+	l.Drivers, l.Machines, l.Needs = strings.Join(drivers, "; "), join(machines), join(needs)
+	return l
+}
+
+// join puts words together, each once, in the order of their first mention.
+func join(words []string) string {
+	var once []string
+	for _, w := range words {
+		if !slices.Contains(once, w) {
+			once = append(once, w)
+		}
+	}
+	return strings.Join(once, ", ")
+}
+
+// Cells are a line's columns.
+func (l Line) Cells() []string {
+	return []string{l.Names, l.Source, l.Drivers, l.Machines, l.Needs, l.Tested}
+}
+
+// Markdown is Summary as a table for the README.
+func Markdown() string {
+	var b strings.Builder
+	for i, l := range Summary() {
+		b.WriteString("| " + strings.Join(l.Cells(), " | ") + " |\n")
+		if i == 0 {
+			b.WriteString(strings.Repeat("| --- ", len(l.Cells())) + "|\n")
+		}
+	}
+	return b.String()
+}

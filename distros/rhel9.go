@@ -1,0 +1,11 @@
+package distros
+
+// RHEL 9 and its rebuilds.
+func init() {
+	for _, d := range rebuilds("9", newDNF("dnf4"), "crb") {
+		d.GCC = 11
+		d.kernel = elKernels{matched: true}
+		d.Offers = streamed(Offer{Min: 515}, "module streams of rhel9: NVIDIA/yum-packaging-precompiled-kmod issue 63 lists them from 535, NVIDIA/ansible-role-nvidia-driver issue 75 has 525-dkms")
+		register(d)
+	}
+}

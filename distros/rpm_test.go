@@ -1,0 +1,413 @@
+package distros
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"gpuguest/internal/facts"
+)
+
+// rpmManagers are the package managers on top of rpm.
+func rpmManagers(root string) map[string]Manager {
+	all := map[string]Manager{}
+	for _, tool := range []string{"dnf4", "dnf5", "yum"} {
+		d := newDNF(tool)
+		d.root = root
+		all[tool] = d
+	}
+	z, t := newZypper(), newTDNF()
+	z.root, t.root = root, root
+	all["zypper"], all["tdnf"] = z, t
+	return all
+}
+
+// rpmCommands are all the texts that a manager builds.
+func rpmCommands(m Manager) []struct{ name, text string } {
+	awkward := "it's $HOME; `x`"
+	return []struct{ name, text string }{
+		{"install", m.Install("nvidia-driver-cuda", "nvidia-open=580", "kernel-default-devel=6.4.0-150600.23.47")},
+		{"install awkward", m.Install(awkward)},
+		{"install a file", m.InstallFile("/var/lib/gpuguest/epel-release.rpm")},
+		{"purge", m.Purge("dkms", "gpg-pubkey-d42d0685-62e36a2e")},
+		{"downgrade", m.Downgrade("glibc.i686", "2.34-100.el9")},
+		{"hold", m.Hold("kernel-core", awkward)},
+		{"unhold", m.Unhold("kernel-core")},
+		{"held", m.Held()},
+		{"list", m.List()},
+		{"manual", m.Manual()},
+		{"sound", m.Sound()},
+		{"repair", m.Repair()},
+		{"installed", m.Installed("dkms", "nvidia-open=580", "a=@b")},
+		{"offered", m.Offered("dkms", "nvidia-open=580")},
+		{"fetched", m.Fetched("https://developer.download.nvidia.com/compute/cuda/repos/rhel9/x86_64/")},
+		{"download", m.Download("https://example.com/a%20b", "/var/tmp/x y.rpm", strings.Repeat("AB", 32))},
+		{"wait for the lock", m.WaitLock(600)},
+		{"refresh all", m.Refresh(Refresh{})},
+		{"refresh what is needed", m.Refresh(Refresh{Need: []string{"https://a/b/", "https://c/d"}})},
+		{"pin", m.Pin(Pin{Stream: "nvidia-driver:580-open", Within: "580", Names: []string{"nvidia-driver", "nvidia-open"}})},
+		{"pinned", m.Pinned(Pin{Stream: "nvidia-driver:580-open", Within: "580.95.05", Names: []string{"nvidia-driver"}})},
+		{"quiet", m.Quiet("echo hello\n")},
+	}
+}
+
+func TestRPMCommandsMatchTheirGoldens(t *testing.T) {
+	for name, m := range rpmManagers("") {
+		matchGolden(t, name, rpmCommands(m))
+	}
+}
+
+func TestRPMCommandsAreShell(t *testing.T) {
+	for name, m := range rpmManagers("") {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var script strings.Builder
+			script.WriteString("#!/bin/sh\nset -eu\nS=/var/lib/gpuguest\nkeep() { :; }\nput() { cat >\"$1\"; }\nflush() { :; }\n")
+			for _, c := range rpmCommands(m) {
+				if strings.HasSuffix(c.text, "\n") {
+					t.Errorf("%s ends in a newline", c.name)
+				}
+				fmt.Fprintf(&script, "%s >/dev/null || { echo no; exit 1; }\n", c.text)
+				if slices.Contains([]string{"held", "list", "manual"}, c.name) {
+					fmt.Fprintf(&script, "out=$(%s)\necho \"$out\"\n", c.text)
+				}
+			}
+			for _, check := range [][]string{{"/bin/sh", "-n"}, {"busybox", "sh", "-n"}, {"shellcheck", "-s", "sh", "-S", "warning", "-e", "SC2043,SC1007,SC2034", "-"}} {
+				bin, err := exec.LookPath(check[0])
+				if err != nil {
+					continue
+				}
+				cmd := exec.Command(bin, check[1:]...)
+				cmd.Stdin = strings.NewReader(script.String())
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Errorf("%s: %v\n%s", check[0], err, out)
+				}
+			}
+		})
+	}
+}
+
+// rpmMachine is a machine with a fake rpm that knows the packages of a list of "name version-release arch".
+func rpmMachine(t *testing.T, packages ...string) machine {
+	m := newMachine(t)
+	for _, name := range []string{"dnf", "yum", "zypper", "tdnf"} {
+		m.fake(name, `echo "unplanned: `+name+` $*" >&2; exit 99`)
+	}
+	db := filepath.Join(m.root, "rpmdb")
+	if err := os.WriteFile(db, []byte(strings.Join(packages, "\n")+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m.fake("rpm", `
+mode=$1; shift
+format=
+if [ "${1:-}" = --qf ]; then format=$2; shift 2; fi
+case $mode in
+-qa)
+	awk '{ print $1, $3, $2 }' "`+db+`" ;;
+-q)
+	code=0
+	for p in "$@"; do
+		awk -v p="$p" -v f="$format" 'BEGIN { code = 1 }
+			$1 == p || $1 "-" $2 == p || $1 "-" $2 "." $3 == p { code = 0; v = $2; sub(/-[^-]*$/, "", v)
+				if (f ~ /^%.VERSION.\n?$/) printf "%s%s", v, (f ~ /\n$/ ? "\n" : "")
+				else if (f ~ /^%.VERSION.-/) print $2
+				else if (f ~ /ARCH/) print $1, $2, $3
+				else print $1, $2 }
+			END { exit code }' "`+db+`" || { echo "package $p is not installed"; code=1; }
+	done
+	exit $code ;;
+*) echo "unplanned: rpm $mode $*" >&2; exit 99 ;;
+esac`)
+	return m
+}
+
+func TestRPMInstalledTellsVersions(t *testing.T) {
+	m := rpmMachine(t, "dkms 3.2.2-1.el9 noarch", "kernel-default-devel 6.4.0-150600.23.47.2 x86_64", "nvidia-open 580.95.05-1 noarch",
+		"nvidia-open-driver-G06-signed-cuda-kmp-default 580.82.07_k6.4.0_150600.23.65-150600.3.63.1 x86_64", "nvidia-compute-utils-G06 580.82.07-1 x86_64", "other-utils 580.95.05-1 x86_64",
+		"kernel-devel 5.14.0-570.12.1.el9_6 x86_64")
+	for _, c := range []struct {
+		words string
+		met   bool
+	}{
+		{"dkms", true},
+		{"dkms gcc", false},
+		{"kernel-devel-5.14.0-570.12.1.el9_6.x86_64", true},
+		{"kernel-devel-5.14.0-570.49.1.el9_6.x86_64", false},
+		{"kernel-default-devel=6.4.0-150600.23.47", true},
+		{"kernel-default-devel=6.4.0-150600.23.4", false},
+		{"nvidia-open=580", true},
+		{"nvidia-open=58", false},
+		{"nvidia-open=580.95.05", true},
+		{"nvidia-open=595", false},
+		{"nvidia-compute-utils-G06=@nvidia-open-driver-G06-signed-cuda-kmp-default", true},
+		{"other-utils=@nvidia-open-driver-G06-signed-cuda-kmp-default", false},
+	} {
+		out, errs, code := m.run(newZypper().Installed(strings.Fields(c.words)...))
+		if (code == 0) != c.met {
+			t.Errorf("%s: exit %d: %s%s", c.words, code, out, errs)
+		}
+	}
+}
+
+func TestRPMListNamesWhatStandsSideBySide(t *testing.T) {
+	m := rpmMachine(t, "kernel-core 5.14.0-570.12.1.el9_6 x86_64", "kernel-core 5.14.0-570.49.1.el9_6 x86_64", "kernel-headers 5.14.0-570.49.1.el9_6 x86_64",
+		"kernel-devel-matched 5.14.0-570.49.1.el9_6 x86_64", "gpg-pubkey d42d0685-62e36a2e (none)", "glibc 2.34-1 x86_64", "glibc 2.34-1 i686", "kernel-uek-devel 6.12.0-1.el9uek x86_64")
+	want := `glibc 2.34-1
+glibc.i686 2.34-1
+gpg-pubkey-d42d0685-62e36a2e d42d0685-62e36a2e
+kernel-core-5.14.0-570.12.1.el9_6.x86_64 5.14.0-570.12.1.el9_6
+kernel-core-5.14.0-570.49.1.el9_6.x86_64 5.14.0-570.49.1.el9_6
+kernel-devel-matched 5.14.0-570.49.1.el9_6
+kernel-headers 5.14.0-570.49.1.el9_6
+kernel-uek-devel-6.12.0-1.el9uek.x86_64 6.12.0-1.el9uek
+`
+	if out, errs, code := m.run(newDNF("dnf4").List()); out != want || code != 0 {
+		t.Errorf("exit %d: %s\n%s", code, errs, out)
+	}
+}
+
+func (m machine) file(name, text string) {
+	m.t.Helper()
+	path := filepath.Join(m.root, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// TestHoldsAreToldFromPins reads what each package manager's own tools write.
+func TestHoldsAreToldFromPins(t *testing.T) {
+	m := rpmMachine(t)
+	m.file("etc/dnf/plugins/versionlock.list", "# Added locks on Sun Nov 22\nkernel-core-0:5.14.0-570.12.1.el9_6.*\n!bad-0:1-1.*\n# gpuguest: begin\nnvidia-driver-3:580.*-*.*\n# gpuguest: end\n")
+	m.file("etc/yum/pluginconf.d/versionlock.list", "0:kernel-3.10.0-1160.119.1.el7.*\n")
+	m.file("etc/dnf/versionlock.toml", "version = \"1.0\"\n[[packages]]\nname = \"kernel-core\"\n[[packages.conditions]]\nkey = \"evr\"\ncomparator = \"=\"\nvalue = \"6.19.8-300.fc44\"\n[[packages]]\nname = \"nvidia-driver\"\n[[packages.conditions]]\nkey = \"evr\"\ncomparator = \">=\"\nvalue = \"3:580\"\n")
+	m.file("etc/zypp/locks", "\ntype: package\nmatch_type: glob\ncase_sensitive: on\nsolvable_name: kernel-default\n")
+	m.file("etc/tdnf/locks.d/x.conf", "kernel\n")
+	for name, want := range map[string]string{"dnf4": "kernel-core", "dnf5": "kernel-core", "yum": "kernel", "zypper": "kernel-default", "tdnf": "kernel"} {
+		out, errs, code := m.run(rpmManagers(m.root)[name].Held())
+		if strings.TrimSpace(out) != want || code != 0 {
+			t.Errorf("%s: exit %d: %q %s", name, code, out, errs)
+		}
+	}
+}
+
+// TestPinIsInForceOnceItWasSet runs what sets a pin, with the step library's functions played, and then its check.
+func TestPinIsInForceOnceItWasSet(t *testing.T) {
+	for _, tool := range []string{"dnf4", "dnf5"} {
+		m := rpmMachine(t, "python3-dnf-plugin-versionlock 4-1 noarch")
+		m.fake("dnf", `case $* in
+*"module enable nvidia-driver:580-open") mkdir -p `+m.root+`/etc/dnf/modules.d; printf '[nvidia-driver]\nname=nvidia-driver\nstream=580-open\nprofiles=\nstate=enabled\n' >`+m.root+`/etc/dnf/modules.d/nvidia-driver.module ;;
+*"module reset nvidia-driver") ;;
+*) echo "unplanned: dnf $*" >&2; exit 99 ;;
+esac`)
+		m.file("etc/dnf/plugins/versionlock.list", "kernel-core-0:5.14.0-570.12.1.el9_6.*\n")
+		d := rpmManagers(m.root)[tool]
+		p := Pin{Stream: "nvidia-driver:580-open", Within: "580", Names: []string{"nvidia-driver", "nvidia-open"}}
+		if _, _, code := m.run(d.Pinned(p)); code == 0 {
+			t.Fatalf("%s: it is in force before it was set", tool)
+		}
+		library := "keep() { :; }\nput() { mkdir -p \"${1%/*}\"; cat >\"$1\"; }\n"
+		for range 2 {
+			if out, errs, code := m.run(library + d.Pin(p)); code != 0 {
+				t.Fatalf("%s: exit %d: %s%s", tool, code, out, errs)
+			}
+		}
+		if out, _, code := m.run(d.Pinned(p)); code != 0 {
+			t.Errorf("%s: not in force: %s", tool, out)
+		}
+		p.Within = "595"
+		if out, _, code := m.run(d.Pinned(p)); code == 0 {
+			t.Errorf("%s: in force for another branch: %s", tool, out)
+		}
+		if out, _, _ := m.run(d.Held()); tool == "dnf4" && strings.TrimSpace(out) != "kernel-core" {
+			t.Errorf("the hold of before is %q", out)
+		}
+	}
+}
+
+func TestNextVersion(t *testing.T) {
+	for v, want := range map[string]string{"580": "581", "599": "600", "999": "1000", "580.95.05": "580.95.06", "580.95.09": "580.95.10", "580.119.99": "580.119.100"} {
+		if got := next(v); got != want {
+			t.Errorf("%s: %s, want %s", v, got, want)
+		}
+	}
+}
+
+func TestKeyIsCheckedWithoutGPG(t *testing.T) {
+	gpg, err := exec.LookPath("gpg")
+	if err != nil {
+		t.Skip("no gpg on this machine to make keys with")
+	}
+	dir := t.TempDir()
+	home := filepath.Join(dir, "home")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) string {
+		cmd := exec.Command(gpg, append([]string{"--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""}, args...)...)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("gpg %v: %v", args, err)
+		}
+		return string(out)
+	}
+	t.Cleanup(func() { _ = exec.Command("gpgconf", "--homedir", home, "--kill", "gpg-agent").Run() })
+	var fingerprints []string
+	for _, name := range []string{"one@example.com", "two@example.com"} {
+		run("--quick-gen-key", name, "rsa2048", "sign", "never")
+		for _, l := range strings.Split(run("--with-colons", "--fingerprint", name), "\n") {
+			if f := strings.Split(l, ":"); f[0] == "fpr" {
+				fingerprints = append(fingerprints, strings.ToLower(f[9]))
+				break
+			}
+		}
+	}
+	m := rpmMachine(t)
+	write := func(name, text string) string {
+		m.file(name, text)
+		return filepath.Join(m.root, name)
+	}
+	one, two := run("--armor", "--export", "one@example.com"), run("--armor", "--export", "two@example.com")
+	key := RepoKey{File: "K.pub", ID: fingerprints[0][32:], Fingerprint: fingerprints[0]}
+	for _, c := range []struct {
+		name, text string
+		key        RepoKey
+		ok         bool
+	}{
+		{"the key", one, key, true},
+		{"with carriage returns", strings.ReplaceAll(one, "\n", "\r\n"), key, true},
+		{"by its short id", one, RepoKey{ID: key.ID}, true},
+		{"another key", two, key, false},
+		{"another short id", two, RepoKey{ID: key.ID}, false},
+		{"two keys in one block", run("--armor", "--export"), key, false},
+		{"two blocks", one + two, key, false},
+		{"a page of HTML", "<html>404</html>\n", key, false},
+		{"nothing", "", key, false},
+		{"cut off", one[:len(one)*2/3], key, false},
+	} {
+		_, errs, code := m.run(CheckKey(c.key, "'"+write("key", c.text)+"'", ""))
+		if (code == 0) != c.ok {
+			t.Errorf("%s: exit %d: %s", c.name, code, errs)
+		}
+	}
+}
+
+func TestExtrasAreTurnedOnWhereTheyAre(t *testing.T) {
+	m := rpmMachine(t)
+	m.file("repos/rocky.repo", "[baseos]\nname=b\nenabled=1\n\n[crb]\nname=c\n# a comment\nenabled=0\ngpgcheck=1\n\n[crb-debug]\nenabled=0\n")
+	m.file("repos/no-line.repo", "[epel]\nname=e\n")
+	d := Distro{RepoFiles: filepath.Join(m.root, "repos"), Extras: []Extra{{Name: "CRB", IDs: "crb"}, {Name: "EPEL", IDs: "epel | ol9_developer_EPEL"}}}
+	out, _, code := m.run(d.ExtrasCheck())
+	if code == 0 || !strings.Contains(out, "CRB is not read") {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	library := "put() { cat >\"$1.new\"; mv \"$1.new\" \"$1\"; }\n"
+	if out, errs, code := m.run(library + enableSection(d.RepoFiles, "crb | crb-*", "none")); code != 0 {
+		t.Fatalf("exit %d: %s%s", code, out, errs)
+	}
+	if out, _, code := m.run(d.ExtrasCheck()); code != 0 {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	text, err := os.ReadFile(filepath.Join(m.root, "repos/rocky.repo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "[baseos]\nname=b\nenabled=1\n\n[crb]\nenabled=1\nname=c\n# a comment\ngpgcheck=1\n\n[crb-debug]\nenabled=0\n"; string(text) != want {
+		t.Errorf("the file holds %q", text)
+	}
+	if _, errs, code := m.run(library + enableSection(d.RepoFiles, "powertools", "no such thing")); code == 0 || !strings.Contains(errs, "no such thing") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+func TestVaultIsReadInPlaceOfMirrorsThatAreGone(t *testing.T) {
+	m := rpmMachine(t)
+	stock := "[base]\nname=CentOS-$releasever - Base\nmirrorlist=http://mirrorlist.centos.org/?release=$releasever&repo=os\n#baseurl=http://mirror.centos.org/centos/$releasever/os/$basearch/\ngpgcheck=1\n"
+	m.file("repos/CentOS-Base.repo", stock)
+	m.file("repos/other.repo", "[other]\nbaseurl=http://other.example/\n")
+	d := Distro{RepoFiles: filepath.Join(m.root, "repos"), Extras: []Extra{centosVault(), {Name: "other", IDs: "other"}}}
+	if out, _, code := m.run(d.ExtrasCheck()); code == 0 || !strings.Contains(out, "mirrorlist.centos.org is read") {
+		t.Fatalf("exit %d: %s", code, out)
+	}
+	library := "put() { cat >\"$1.new\"; mv \"$1.new\" \"$1\"; }\n"
+	for range 2 {
+		if out, errs, code := m.run(library + strings.ReplaceAll(centosVault().Enable, "/etc/yum.repos.d", d.RepoFiles)); code != 0 {
+			t.Fatalf("exit %d: %s%s", code, out, errs)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(m.root, "repos/CentOS-Base.repo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "[base]\nname=CentOS-$releasever - Base\n#mirrorlist=http://mirrorlist.centos.org/?release=$releasever&repo=os\nbaseurl=https://vault.centos.org/centos/$releasever/os/$basearch/\ngpgcheck=1\n"
+	if string(text) != want {
+		t.Errorf("the file holds %q", text)
+	}
+	if out, _, code := m.run(d.ExtrasCheck()); code != 0 {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	f := facts.Facts{Sources: []facts.Source{{URI: "http://mirrorlist.centos.org/?release=7", Suite: "base"}, {URI: "http://other.example/", Suite: "other"}}}
+	if got := d.ExtrasMissing(f); len(got) != 1 || got[0].Gone == "" {
+		t.Errorf("missing are %+v", got)
+	}
+	f.Sources[0].URI = "https://vault.centos.org/centos/7/os/"
+	if got := d.ExtrasMissing(f); len(got) != 0 {
+		t.Errorf("missing are %+v", got)
+	}
+}
+
+func TestToolsetFollowsTheKernelsCompiler(t *testing.T) {
+	d, err := For(facts.OS{}, "ol:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for compiler, want := range map[string]string{
+		"gcc (GCC) 14.2.1 20250110 (Red Hat 14.2.1-7)": "gcc-toolset-14",
+		"gcc (GCC) 11.5.0 20240719 (Red Hat 11.5.0-5)": "",
+		"":                     "",
+		"clang version 19.1.0": "",
+	} {
+		if pkg, _ := d.Toolset(facts.Facts{Kernel: facts.Kernel{Compiler: compiler}}); pkg != want {
+			t.Errorf("%q: %q, want %q", compiler, pkg, want)
+		}
+	}
+}
+
+func TestVaultIsAskedForTheKernelsOwnMinorRelease(t *testing.T) {
+	d, err := For(facts.OS{}, "rocky:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"https://dl.rockylinux.org/vault/rocky/9.5/BaseOS/x86_64/os/", "https://dl.rockylinux.org/vault/rocky/9.5/AppStream/x86_64/os/"}
+	if got := d.Vault.URLs("5.14.0-503.14.1.el9_5.x86_64", "x86_64"); !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	if got := d.Vault.URLs("5.14.0-620.el9.x86_64", "x86_64"); got != nil {
+		t.Errorf("a release that names no minor one: %q", got)
+	}
+	const devel = "kernel-devel-5.14.0-503.14.1.el9_5.x86_64"
+	offered := `case $* in *repoquery*) echo "kernel-devel 5.14.0-503.14.1.el9_5 x86_64" ;; *) echo "unplanned: dnf $*" >&2; exit 99 ;; esac`
+	vault := `case $* in *repoquery*) ;; *gpuguest-vault-app*"install ` + devel + `") ;; *) echo "unplanned: dnf $*" >&2; exit 99 ;; esac`
+	for name, c := range map[string]struct {
+		packages []string
+		dnf      string
+		log      int // dnf calls
+	}{
+		"it is there":            {[]string{"kernel-devel 5.14.0-503.14.1.el9_5 x86_64"}, `echo "unplanned: dnf $*" >&2; exit 99`, 0},
+		"it is offered":          {nil, offered, 1},
+		"the vault alone has it": {nil, vault, 3},
+	} {
+		m := rpmMachine(t, c.packages...)
+		m.fake("dnf", c.dnf)
+		out, errs, code := m.run(d.FromVault("5.14.0-503.14.1.el9_5.x86_64", "x86_64", "echo refresh", []string{devel}))
+		if n := strings.Count(m.log(), "dnf "); code != 0 || n != c.log || strings.Contains(out, "vault") != (c.log == 3) {
+			t.Errorf("%s: exit %d, %d calls of dnf: %s%s", name, code, n, out, errs)
+		}
+	}
+}

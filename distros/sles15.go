@@ -1,0 +1,15 @@
+package distros
+
+// SLES 15 and openSUSE Leap 15.
+func init() {
+	for _, d := range []Distro{
+		suse("sles", "15", "SUSE Linux Enterprise Server 15", "sles15", true),
+		suse("opensuse-leap", "15", "openSUSE Leap 15", "opensuse15", false),
+	} {
+		if d.ID == "sles" {
+			d.Extras = []Extra{packageHub(d.Packages, d.Name)}
+		}
+		d.Offers = suseOffers(570, []int{580}, "guides 590 to 620 serve SLES 15 and Leap 15.6")
+		register(d)
+	}
+}
