@@ -430,3 +430,27 @@ func convergedGuest(recording []byte) guesttest.Exec {
 		return 0
 	}
 }
+
+func TestWhatIsTheSameForAllGuestsIsWorkedOutOnce(t *testing.T) {
+	t.Parallel()
+	shared := &sharedWork{}
+	a, b := &member{shared: shared}, &member{shared: shared}
+	n := 0
+	sum := func() (int, error) {
+		if n++; n == 1 {
+			return 0, errLeftOut
+		}
+		return n, nil
+	}
+	if _, err := once(a, "sum", sum); err == nil {
+		t.Error("the error is lost")
+	}
+	for _, m := range []*member{a, b, a} {
+		if got, err := once(m, "sum", sum); err != nil || got != 2 {
+			t.Errorf("%d, %v", got, err)
+		}
+	}
+	if got, err := once(nil, "sum", sum); err != nil || got != 3 {
+		t.Errorf("of no batch: %d, %v", got, err)
+	}
+}

@@ -82,7 +82,7 @@ says what it would try; --no-fix switches it off.`,
 			if err != nil {
 				return err
 			}
-			closeFiles, err := m.settle(&w, files)
+			closeFiles, err := m.settle(a.member, &w, files)
 			defer func() { err = errors.Join(err, closeFiles()) }()
 			if err != nil {
 				return err
