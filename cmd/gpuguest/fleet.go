@@ -328,7 +328,7 @@ func (b *batch) join(ctx context.Context, g inventory.Guest, ui *fleetUI) (*memb
 	if g.SudoPassword != "" {
 		m.sudoPassword = []byte(g.SudoPassword)
 	}
-	sub := &app{console: console{in: strings.NewReader(""), out: io.Discard, err: ui.writer(g.Name)}, member: m}
+	sub := &app{console: console{in: strings.NewReader(""), out: io.Discard, err: ui.writer(g.Name), cache: b.cache}, member: m}
 	c := b.make(sub)
 	sub.logDir = b.logDir // after its flags have got their defaults
 	flags := c.Flags()

@@ -389,21 +389,22 @@ func TestConvergedGuestsByInstallAndVerify(t *testing.T) {
 	for _, g := range f.guests {
 		g.srv.Change(func(o *guesttest.Options) { o.Exec = convergedGuest(recording) })
 	}
-	for _, command := range []string{"install", "verify"} {
+	cache := t.TempDir()
+	for i, command := range []string{"install", "install", "verify"} {
 		var out, errs bytes.Buffer
-		code := run(t.Context(), []string{command, "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--json"}, console{in: strings.NewReader(""), out: &out, err: &errs})
+		code := run(t.Context(), []string{command, "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--json"}, console{in: strings.NewReader(""), out: &out, err: &errs, cache: cache})
 		var doc report.Document
 		if err := json.Unmarshal(out.Bytes(), &doc); err != nil || code != exitDone || len(doc.Guests) != 3 {
 			t.Fatalf("%s: exit %d, %v\n%s\n%s", command, code, err, &out, &errs)
 		}
 		for _, g := range doc.Guests {
-			if g.Result != "done" || g.Driver == "" || g.Execs > 3 || len(g.Steps) == 0 {
+			if g.Result != "done" || g.Driver == "" || g.Execs != []int{2, 1, 1}[i] || len(g.Steps) == 0 {
 				t.Errorf("%s: %+v", command, g)
 			}
 		}
 	}
-	if n := f.guests[0].srv.Connections(); n != 2 {
-		t.Errorf("%d connections by two commands", n)
+	if n := f.guests[0].srv.Connections(); n != 3 {
+		t.Errorf("%d connections by three commands", n)
 	}
 }
 
@@ -427,5 +428,29 @@ func convergedGuest(recording []byte) guesttest.Exec {
 			_, _ = io.Copy(io.Discard, in)
 		}
 		return 0
+	}
+}
+
+func TestWhatIsTheSameForAllGuestsIsWorkedOutOnce(t *testing.T) {
+	t.Parallel()
+	shared := &sharedWork{}
+	a, b := &member{shared: shared}, &member{shared: shared}
+	n := 0
+	sum := func() (int, error) {
+		if n++; n == 1 {
+			return 0, errLeftOut
+		}
+		return n, nil
+	}
+	if _, err := once(a, "sum", sum); err == nil {
+		t.Error("the error is lost")
+	}
+	for _, m := range []*member{a, b, a} {
+		if got, err := once(m, "sum", sum); err != nil || got != 2 {
+			t.Errorf("%d, %v", got, err)
+		}
+	}
+	if got, err := once(nil, "sum", sum); err != nil || got != 3 {
+		t.Errorf("of no batch: %d, %v", got, err)
 	}
 }

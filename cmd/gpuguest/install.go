@@ -82,7 +82,7 @@ says what it would try; --no-fix switches it off.`,
 			if err != nil {
 				return err
 			}
-			closeFiles, err := m.settle(&w, files)
+			closeFiles, err := m.settle(a.member, &w, files)
 			defer func() { err = errors.Join(err, closeFiles()) }()
 			if err != nil {
 				return err
@@ -160,7 +160,7 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: a.powerCycle(b.powerCycle),
 		Patience: 5 * time.Minute,
 	}
-	cfg.Recall, cfg.Remember = recall(a.host, a.port)
+	cfg.Recall, cfg.Remember = a.recall()
 	if a.logDir != "" {
 		cfg.Logs = a.openLog
 	}

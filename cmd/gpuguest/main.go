@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 )
@@ -27,5 +28,9 @@ func main() {
 		// The second one is for whoever does not want to wait for the farewell.
 		os.Exit(exitInterrupted)
 	}()
-	os.Exit(run(ctx, os.Args[1:], console{in: os.Stdin, out: os.Stdout, err: os.Stderr}))
+	c := console{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	if dir, err := os.UserCacheDir(); err == nil {
+		c.cache = filepath.Join(dir, "gpuguest")
+	}
+	os.Exit(run(ctx, os.Args[1:], c))
 }

@@ -45,16 +45,16 @@ func (m *methods) add(c *cobra.Command, w *choice.Want) {
 }
 
 // settle reads the files that are named and puts into the wish what they say. files gets those that are to be
-// sent, by SHA-256; close removes what was made for that.
-func (m *methods) settle(w *choice.Want, files map[string]string) (closeFiles func() error, err error) {
+// sent, by SHA-256; of many guests each installer is read once. close removes what was made for that.
+func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (closeFiles func() error, err error) {
 	closeFiles = func() error { return nil }
-	if w.Runfile, err = installer("--runfile", m.runfile, m.runfileSHA256, catalog.DriverRunfiles(), files); err != nil {
+	if w.Runfile, err = of.installer("--runfile", m.runfile, m.runfileSHA256, catalog.DriverRunfiles(), files); err != nil {
 		return closeFiles, err
 	}
 	if w.Runfile.Given() && w.Source == "" {
 		w.Source = choice.SourceRunfile
 	}
-	if w.CUDARunfile, err = installer("--cuda-runfile", m.cudaRunfile, m.cudaRunfileSHA256, catalog.ToolkitRunfiles(), files); err != nil {
+	if w.CUDARunfile, err = of.installer("--cuda-runfile", m.cudaRunfile, m.cudaRunfileSHA256, catalog.ToolkitRunfiles(), files); err != nil {
 		return closeFiles, err
 	}
 	switch {
@@ -79,8 +79,9 @@ func (m *methods) settle(w *choice.Want, files map[string]string) (closeFiles fu
 	return closeFiles, nil
 }
 
-// installer says what an installer that was named is: by its own header where it is here, else by its name.
-func installer(flag, name, sum string, known []catalog.Runfile, files map[string]string) (choice.Runfile, error) {
+// installer says what an installer that was named is: by its own header where it is here, else by its name. The member
+// may be none.
+func (m *member) installer(flag, name, sum string, known []catalog.Runfile, files map[string]string) (choice.Runfile, error) {
 	sum = strings.ToLower(sum)
 	switch {
 	case name == "" && sum == "":
@@ -103,12 +104,7 @@ func installer(flag, name, sum string, known []catalog.Runfile, files map[string
 		}
 		return out, nil
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return choice.Runfile{}, fmt.Errorf("%s: %w", flag, err)
-	}
-	defer f.Close()
-	info, err := runfile.Inspect(f)
+	info, err := once(m, "installer "+name, func() (runfile.Info, error) { return inspect(name) })
 	if err != nil {
 		return choice.Runfile{}, fmt.Errorf("%s %s: %w", flag, name, err)
 	}
@@ -126,6 +122,25 @@ func installer(flag, name, sum string, known []catalog.Runfile, files map[string
 	}
 	files[info.SHA256] = name
 	return out, nil
+}
+
+// inspect reads an installer that is here. An error names what is wrong, and not the file.
+func inspect(name string) (runfile.Info, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return runfile.Info{}, pathless(err)
+	}
+	defer f.Close()
+	return runfile.Inspect(f)
+}
+
+// pathless is what went wrong with a file that is named already.
+func pathless(err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
 }
 
 func isSHA256(s string) bool {

@@ -36,7 +36,7 @@ is asked which steps are met already; with --facts a recording is planned for an
 			if err := checkWant(w); err != nil {
 				return err
 			}
-			closeFiles, err := m.settle(&w, make(map[string]string))
+			closeFiles, err := m.settle(nil, &w, make(map[string]string))
 			defer func() { err = errors.Join(err, closeFiles()) }()
 			if err != nil {
 				return err

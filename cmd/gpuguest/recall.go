@@ -9,15 +9,14 @@ import (
 	"path/filepath"
 )
 
-// recall returns how the facts of one guest are kept on this machine from one run to the next, in the user's cache
+// recall returns how the facts of the guest are kept on this machine from one run to the next, in the user's cache
 // folder. They make a run faster and decide nothing, so that a cache which cannot be read or written is no error.
-func recall(host string, port int) (get func() []byte, keep func([]byte)) {
-	dir, err := os.UserCacheDir()
-	if err != nil {
+func (a *app) recall() (get func() []byte, keep func([]byte)) {
+	if a.cache == "" {
 		return nil, nil
 	}
-	dir = filepath.Join(dir, "gpuguest", "facts")
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%d", host, port))
+	dir := filepath.Join(a.cache, "facts")
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%d", a.host, a.port))
 	file := filepath.Join(dir, hex.EncodeToString(sum[:12]))
 	get = func() []byte {
 		raw, err := os.ReadFile(file)

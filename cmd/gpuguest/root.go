@@ -24,6 +24,7 @@ import (
 type console struct {
 	in       io.Reader
 	out, err io.Writer
+	cache    string // folder of the user's where facts are kept from one run to the next, "" for nowhere
 }
 
 // reach holds the flags that say how to reach a guest.
