@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-browser test-container test-vm lint bench deps clean
+.PHONY: build demo test test-fast test-browser test-container test-vm test-slurm lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -31,6 +31,10 @@ test-browser: ## the report's page looked at in a real Chromium: sorted, filtere
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
 
+test-slurm: ## the job array of docs/ in a real Slurm of one node
+	@command -v slurmctld >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge; }
+	GPUGUEST_SLURM=1 $(GO) test -count=1 -run '^TestSlurm$$' ./cmd/gpuguest
+
 # Not yet part of "make test": the main job there and back was seen to pass but for the test's own last
 # comparison, which was mended since; power cuts and NVIDIA's real module have not been seen to the end.
 test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU
@@ -43,7 +47,7 @@ lint: deps
 	@# The vulnerability data is on the network; where that is out of reach, the check says so and goes on.
 	$(GO) tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not reach its data (exit $$code)"; [ $$code -ne 3 ]; }
 	GPUGUEST_LINT=1 $(GO) test -count=1 -run Shellcheck ./internal/plan
-	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh testdata/bench/*.sh
+	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh testdata/bench/*.sh docs/*.sh
 	shellcheck -s bash .ci/run
 
 bench: deps ## each figure beside its peer in the same run

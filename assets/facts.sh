@@ -552,6 +552,11 @@ if [ -d "$L/before" ]; then
 	done
 	if [ $# -gt 0 ]; then sed -n 's/^# arguments: /|args	/p' "$@"; fi
 	if [ -r "$L/products" ]; then awk '{ print "|product\t" $1 }' "$L/products"; fi
+	# What was done past the package manager: internal/steps writes each of these before it does it.
+	for v in runfile toolkit cuda-link account service; do
+		if [ -r "$L/before/$v" ]; then awk -v k="$v" 'NF { print "|" k "\t" $1 }' "$L/before/$v"; fi
+	done
+	if [ -d "$L/secure-boot" ]; then out signing-key; fi
 	if [ -d "$L/before/files" ]; then ( cd "$L/before/files" && find . ! -type d ) | sed 's/^\./|kept	/'; fi
 	if [ -d "$L/before/absent" ]; then ( cd "$L/before/absent" && find . -type f ) | sed 's/^\./|absent	/'; fi
 fi

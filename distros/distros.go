@@ -48,10 +48,10 @@ type Distro struct {
 	Frozen        string            // what is wrong with NVIDIA's repository for this release ("it gets no new drivers"), "" nothing
 
 	BuildTools []string // packages a DKMS build needs besides headers
-	Compiler   []string // packages that make a C program for this system: a compiler and the C library's headers
 	GCC        int      // major version of the distribution's compiler, 0 not of interest: see Toolset
 	Vault      Vault    // where packages go that leave the archive
 	Extras     []Extra  // repositories that BuildTools or the driver need besides the distribution's usual ones
+	Compiler   []string // packages that make a C program for this system: a compiler and the C library's headers
 	Components []string // archive components the distribution's own driver packages live in, besides main
 	Suites     []string // archive suites to read: the release and its updates; for rpm, patterns of the ids of the distribution's repositories
 	Keyring    string   // path of the distribution's archive keyring, for Signed-By

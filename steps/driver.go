@@ -49,8 +49,12 @@ func init() {
 	register(Step{
 		ID:    "driver",
 		Title: "install the driver",
-		After: []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist"},
+		After: []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
+		Late:  needsFreeGPU,
 		Check: func(in Input) string {
+			if byRunfile(in) {
+				return lines(runfileCheck, moduleCheck(in))
+			}
 			return lines(
 				must(in.Distro.Packages.Installed(in.Choice.Packages...), "the driver packages are not all installed"),
 				moduleCheck(in))
@@ -71,6 +75,9 @@ func init() {
 			return in.Facts.Driver.Loaded != "" && !driverMet(in)
 		},
 		Apply: func(in Input) []action.Action {
+			if byRunfile(in) {
+				return append(runDriverInstaller(in), action.Run{Title: "see that the modules for kernel " + in.Facts.Kernel.Next + " are built", Script: buildModules(in)})
+			}
 			acts := []action.Action{action.Run{
 				Title:    "install " + strings.Join(in.Choice.Packages, " "),
 				Packages: true,

@@ -40,7 +40,7 @@ func init() {
 	register(Step{
 		ID:     "initramfs",
 		Title:  "put the blocklist into the initramfs",
-		After:  []ID{"ready", "rescue", "blocklist", "driver"},
+		After:  []ID{"ready", "rescue", "blocklist", "driver", "sign-modules"},
 		Wanted: func(in Input) bool { return in.Facts.Boot.Image != "" },
 		Refuse: func(in Input) string {
 			if _, ok := maker(in); !ok {

@@ -41,7 +41,8 @@ func init() {
 			return (in.Want.Firmware || in.Want.DropFirmware) && in.Facts.Boot.Image != ""
 		},
 		Refuse: func(in Input) string {
-			if _, ok := carriers[in.Facts.Boot.Initramfs]; !ok {
+			_, known := maker(in)
+			if _, ok := carriers[in.Facts.Boot.Initramfs]; !ok || !known {
 				return "how the guest's initramfs is given firmware is not known"
 			}
 			return ""

@@ -8,7 +8,8 @@ func init() {
 	register(Step{
 		ID:    "next-boot",
 		Title: "prove that the next boot has the driver",
-		After: []ID{"ready", "rescue", "headers", "blocklist", "kernel-args", "driver", "initramfs", "hold-kernel"},
+		After: []ID{"ready", "rescue", "headers", "blocklist", "kernel-args", "driver", "sign-modules", "initramfs", "hold-kernel"},
+		Late:  needsFreeGPU,
 		Refuse: func(in Input) string {
 			if in.Facts.Kernel.Next == "" {
 				return "it is unknown which kernel the guest starts next, so nothing can be built for it"

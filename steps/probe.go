@@ -15,9 +15,12 @@ import (
 // probePath is where the CUDA probe is kept in a guest. The name says which source it was made of, so that a
 // probe of another gpuguest is never taken for this one's.
 var probePath = sync.OnceValue(func() string {
-	sum := sha256.Sum256([]byte(assets.Probe))
+	sum := sha256.Sum256(probeSource())
 	return "/var/lib/gpuguest/cuda-probe-" + hex.EncodeToString(sum[:6])
 })
+
+// probeSource is the source as every guest's plan has it: one copy, of a thousand guests too.
+var probeSource = sync.OnceValue(func() []byte { return []byte(assets.Probe) })
 
 // provesCUDA tells whether CUDA is to be proved in this guest.
 func provesCUDA(in Input) bool { return hasGPU(in) && !in.Want.WithoutCUDA }
@@ -51,7 +54,7 @@ func init() {
 					`	compile "$p.c" "$p.gpuguest-tmp" "$log"`)
 			}
 			return []action.Action{
-				action.Write{Path: p + ".c", Data: []byte(assets.Probe)},
+				action.Write{Path: p + ".c", Data: probeSource()},
 				action.Run{Title: "compile the probe", Packages: true, Script: lines(
 					compileProbe,
 					`p=`+p,

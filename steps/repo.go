@@ -20,7 +20,7 @@ func init() {
 		After: []ID{"ready", "rescue"},
 		Wanted: func(in Input) bool {
 			own, shared := oldSources(in)
-			return in.Choice.Source == choice.SourceNVIDIA && len(own)+len(shared) > 0
+			return usesRepo(in) && len(own)+len(shared) > 0
 		},
 		Check: func(in Input) string {
 			own, shared := oldSources(in)
@@ -46,8 +46,8 @@ func init() {
 	register(Step{
 		ID:     "repo",
 		Title:  "add NVIDIA's package repository",
-		After:  []ID{"ready", "rescue", "old-sources"},
-		Wanted: func(in Input) bool { return in.Choice.Source == choice.SourceNVIDIA },
+		After:  []ID{"ready", "rescue", "old-sources", "toolkit-pin"},
+		Wanted: usesRepo,
 		Refuse: func(in Input) string {
 			r, err := repoOf(in)
 			switch {
@@ -137,8 +137,18 @@ func keyActions(in Input, r distros.Repo) []action.Action {
 	}
 }
 
+// usesRepo tells whether the driver or the toolkit comes from NVIDIA's repository.
+func usesRepo(in Input) bool {
+	return in.Choice.Source == choice.SourceNVIDIA || in.Choice.CUDA.Source == choice.SourceNVIDIA
+}
+
+// repoOf is NVIDIA's repository. A mirror that was named is the distribution's where the driver comes from there.
 func repoOf(in Input) (distros.Repo, error) {
-	return in.Distro.Repo(in.Facts.Arch, in.Want.Mirror, in.Want.KeyringSHA256)
+	mirror := in.Want.Mirror
+	if in.Choice.Source == choice.SourceDistro {
+		mirror = ""
+	}
+	return in.Distro.Repo(in.Facts.Arch, mirror, in.Want.KeyringSHA256)
 }
 
 func extraSources(in Input) string { return in.Distro.ExtraSources(in.Facts, in.Want.Mirror) }

@@ -3,6 +3,9 @@ package steps
 import (
 	"fmt"
 	"path"
+	"slices"
+
+	"gpuguest/internal/catalog"
 )
 
 // needed is what must be free before an installation begins, in bytes. The figures for /usr, /var and /tmp
@@ -16,6 +19,29 @@ var needed = map[string]uint64{
 	"/tmp":  64 << 20,
 }
 
+// extra is what installers and toolkits need besides, in bytes. A driver's .run has 400 MB and 1.2 GB unpacked; a
+// toolkit of 2024 or 2025 has 5 GB, its installer as much, and as much again while it unpacks; those of before 11
+// have less than half. All are estimates.
+func extra(in Input, dir string) uint64 {
+	k := in.Choice.CUDA
+	size := uint64(5 << 30)
+	if catalog.CompareVersions(k.Version, "11") < 0 {
+		size = 2 << 30
+	}
+	there := k.Version == "" || slices.Contains(in.Facts.CUDA, k.Series)
+	switch {
+	case dir == "/usr" && !there:
+		return size
+	case dir == "/var" && k.Installer.Version != "" && !there:
+		return 2 * size
+	case dir == "/var" && !there:
+		return size
+	case dir == "/var" && byRunfile(in):
+		return 1200 << 20
+	}
+	return 0
+}
+
 func init() {
 	register(Step{
 		ID:    "room",
@@ -26,11 +52,12 @@ func init() {
 					return fmt.Sprintf("%s is mounted read-only", d.Path)
 				}
 			}
-			if driverMet(in) {
+			toolkitMet := in.Choice.CUDA.Version == "" || slices.Contains(in.Facts.CUDA, in.Choice.CUDA.Series)
+			if driverMet(in) && toolkitMet {
 				return ""
 			}
 			for _, d := range in.Facts.Disks {
-				if need := needed[path.Clean(d.Path)]; d.Free < need {
+				if need := needed[path.Clean(d.Path)] + extra(in, path.Clean(d.Path)); d.Free < need {
 					return fmt.Sprintf("%s has %d MB free, the installation needs %d MB", d.Path, d.Free>>20, need>>20)
 				}
 			}

@@ -54,6 +54,8 @@ type Step struct {
 	// AtBoot tells whether the change takes effect only at the next boot; nil: never. It is asked with
 	// the facts from before the change.
 	AtBoot func(Input) bool
+	// Late tells whether the step must wait until what comes before it had its boot; nil: never.
+	Late func(Input) bool
 	// Replan steps change what later steps are worked out from: after one was brought about, the plan is
 	// made anew.
 	Replan bool
@@ -152,7 +154,7 @@ func must(script, why string) string {
 // not fatal.
 func freshLists(in Input) string {
 	need := in.Distro.Archive(in.Facts, in.Want.Mirror)
-	if in.Choice.Source == choice.SourceNVIDIA {
+	if in.Choice.Source != choice.SourceDistro {
 		// The mirror then stands for NVIDIA's repository and not for the distribution's archive.
 		need = in.Distro.Archive(in.Facts, "")
 	}

@@ -41,6 +41,8 @@ func TestContainer(t *testing.T) {
 		{"cut", testCut},
 		{"refuse", testRefuse},
 		{"suites", testSuites},
+		{"methods", testMethods},
+		{"fleet", testFleet},
 		{"real driver", testRealDriver},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, w) })

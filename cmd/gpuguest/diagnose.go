@@ -102,7 +102,7 @@ install and count with --fix only; give those that the guest was installed with.
 			}
 			w = settle(w)
 			w.Reboot = b.reboot
-			files, err := keyringFile(keyring, &w)
+			files, err := a.keyringFile(keyring, &w)
 			if err != nil {
 				return err
 			}

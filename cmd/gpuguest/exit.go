@@ -32,16 +32,20 @@ Exit status:
   4    unsupported: no driver can be what was asked for
   5    verification failed
   6    another gpuguest works on the guest
-  130  interrupted; the guest goes on with the step it was at`
+  130  interrupted; the guest goes on with the step it was at
+Of many guests it is that of the worst: 130, 1, 2, 5, 4, 3, 6, 0 in this order.`
 
 // exitCode is the one place where an error becomes an exit code.
 func exitCode(err error) int {
 	var step *engine.StepError
 	var refusal *choice.Refusal
 	var planned *plan.Refusal
+	var many *fleetError
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &many):
+		return many.code
 	case errors.Is(err, engine.ErrDetached), errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.Is(err, guest.ErrHeld):

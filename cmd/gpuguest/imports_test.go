@@ -18,6 +18,7 @@ var layers = []string{
 	"gpuguest/internal/action",
 	"gpuguest/internal/facts",
 	"gpuguest/internal/catalog",
+	"gpuguest/internal/runfile",
 	"gpuguest/internal/diagnosis",
 	"gpuguest/internal/bundle",
 	"gpuguest/internal/hypervisor",
@@ -30,12 +31,14 @@ var layers = []string{
 	"gpuguest/internal/plan",
 	"gpuguest/internal/guest",
 	"gpuguest/internal/engine",
+	"gpuguest/internal/inventory",
+	"gpuguest/internal/fleet",
 	"gpuguest/internal/report",
 	"gpuguest/cmd/gpuguest",
 }
 
 // pure packages are functions from values to values: the same input, the same plan.
-var pure = []string{"gpuguest/internal/hypervisor", "gpuguest/internal/cuda", "gpuguest/internal/smi", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/internal/remedy", "gpuguest/steps", "gpuguest/internal/plan"}
+var pure = []string{"gpuguest/internal/runfile", "gpuguest/internal/hypervisor", "gpuguest/internal/cuda", "gpuguest/internal/smi", "gpuguest/distros", "gpuguest/internal/choice", "gpuguest/internal/remedy", "gpuguest/steps", "gpuguest/internal/plan"}
 
 var impure = []string{"os", "os/exec", "net", "net/http", "gpuguest/internal/guest", "gpuguest/internal/engine"}
 

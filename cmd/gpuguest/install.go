@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -51,6 +52,7 @@ func (b *bootFlags) check() error {
 func newInstall(a *app) *cobra.Command {
 	var w choice.Want
 	var b bootFlags
+	var m methods
 	var keyring string
 	var noFix bool
 	c := &cobra.Command{
@@ -67,33 +69,41 @@ says what it would try; --no-fix switches it off.`,
   gpuguest install --host root@vm --driver 580 --flavor open
   gpuguest install --host vm --kernel-arg pci=realloc
   gpuguest install --host vm --html vm.html --junit vm.xml
+  gpuguest install --host vm --cuda auto
+  gpuguest install --host vm --runfile NVIDIA-Linux-x86_64-390.42.run --cuda 9.1 --cuda-source runfile
   gpuguest install --host image-builder --no-gpu --device 10de:1eb8 --reboot never`,
 		Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if err := checkWant(w); err != nil {
 				return err
 			}
-			w = settle(w)
 			w.Reboot = b.reboot
-			files, err := keyringFile(keyring, &w)
+			files, err := a.keyringFile(keyring, &w)
 			if err != nil {
 				return err
 			}
+			closeFiles, err := m.settle(&w, files)
+			defer func() { err = errors.Join(err, closeFiles()) }()
+			if err != nil {
+				return err
+			}
+			w = settle(w)
 			policy := engine.SafeRemedies
 			if noFix {
 				policy = engine.NoRemedies
 			}
-			return a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
+			return a.writeCert(&m, a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
 				in, err := plan.Input(f, w)
 				if err != nil {
 					return plan.Plan{}, err
 				}
 				return plan.Build(in, steps.Install())
-			}, mending(policy, &w))
+			}, mending(policy, &w)))
 		},
 	}
 	a.addReach(c)
 	addWant(c, &w)
+	m.add(c, &w)
 	b.add(c)
 	a.files.add(c)
 	addKeyring(c, &keyring)
@@ -106,12 +116,12 @@ func addKeyring(c *cobra.Command, keyring *string) {
 }
 
 // keyringFile returns the files that the plan may send, by SHA-256, and tells w of the keyring.
-func keyringFile(name string, w *choice.Want) (map[string]string, error) {
+func (a *app) keyringFile(name string, w *choice.Want) (map[string]string, error) {
 	files := make(map[string]string)
 	if name == "" {
 		return files, nil
 	}
-	sum, err := sha256File(name)
+	sum, err := once(a.member, "SHA-256 of "+name, func() (string, error) { return sha256File(name) })
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +142,7 @@ func sha256File(name string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// converge brings one guest to what makePlan says and prints the report. files are those that the plan
+// converge brings the guest to what makePlan says and prints the report. files are those that the plan
 // may send, by SHA-256.
 func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error), tune ...func(*engine.Config)) error {
 	if err := b.check(); err != nil {
@@ -144,11 +154,10 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	if _, err := a.guestConfig(); err != nil {
 		return err
 	}
-	ui := newUI(a.err, a.host)
 	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Tell: ui.tell, Hint: knownCause, Advice: advice,
+		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Hint: knownCause, Advice: advice,
 		Owner: owner(), LockWait: b.busyWait,
-		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: powerCycle(b.powerCycle, a.err),
+		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: a.powerCycle(b.powerCycle),
 		Patience: 5 * time.Minute,
 	}
 	cfg.Recall, cfg.Remember = recall(a.host, a.port)
@@ -158,6 +167,11 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	for _, f := range tune {
 		f(&cfg)
 	}
+	if a.member != nil {
+		return a.member.run(ctx, cfg)
+	}
+	ui := newUI(a.err, a.host)
+	cfg.Tell = ui.tell
 	result, err := engine.Run(ctx, cfg)
 	ui.close()
 	return a.tellResult(report.New(result, exitCode(err), time.Now()), err)
@@ -211,13 +225,15 @@ func remembered(c guest.Config) guest.Config {
 	return c
 }
 
-func powerCycle(command string, out io.Writer) func(context.Context) error {
+// powerCycle runs the user's command, which finds in GPUGUEST_HOST which guest it is about.
+func (a *app) powerCycle(command string) func(context.Context) error {
 	if command == "" {
 		return nil
 	}
 	return func(ctx context.Context) error {
 		c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
-		c.Stdout, c.Stderr = out, out
+		c.Env = append(os.Environ(), "GPUGUEST_HOST="+a.host)
+		c.Stdout, c.Stderr = a.err, a.err
 		return c.Run()
 	}
 }

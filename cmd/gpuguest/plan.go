@@ -20,6 +20,7 @@ import (
 
 func newPlan(a *app) *cobra.Command {
 	var w choice.Want
+	var m methods
 	var recording, format string
 	c := &cobra.Command{
 		Use:   "plan {--host GUEST | --facts FILE}",
@@ -31,8 +32,13 @@ is asked which steps are met already; with --facts a recording is planned for an
   gpuguest plan --facts vm.txt --format sh >install.sh
   gpuguest plan --host vm --json`,
 		Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if err := checkWant(w); err != nil {
+				return err
+			}
+			closeFiles, err := m.settle(&w, make(map[string]string))
+			defer func() { err = errors.Join(err, closeFiles()) }()
+			if err != nil {
 				return err
 			}
 			w = settle(w)
@@ -46,7 +52,7 @@ is asked which steps are met already; with --facts a recording is planned for an
 			}
 			f, outcomes, p, err := a.makePlan(c.Context(), recording, w)
 			if err != nil {
-				return err
+				return a.writeCert(&m, err)
 			}
 			if p.Remedies, err = remedy.Promises(w, f); err != nil {
 				return err
@@ -62,6 +68,7 @@ is asked which steps are met already; with --facts a recording is planned for an
 	}
 	a.addReach(c)
 	addWant(c, &w)
+	m.add(c, &w)
 	c.Flags().StringVar(&recording, "facts", "", "recording to plan for, `FILE` (\"-\": standard input), made by \"gpuguest facts --save\"")
 	c.Flags().StringVar(&format, "format", "text", "how to print the plan, `FORMAT`: text, json or sh")
 	return c

@@ -3,12 +3,10 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-
-	"gpuguest/internal/report"
 )
 
 // recall returns how the facts of one guest are kept on this machine from one run to the next, in the user's cache
@@ -32,10 +30,16 @@ func recall(host string, port int) (get func() []byte, keep func([]byte)) {
 		if os.MkdirAll(dir, 0o700) != nil {
 			return
 		}
-		_ = report.Write(file, func(w io.Writer) error {
-			_, err := w.Write(raw)
-			return err
-		})
+		// Not to the disk, as a report: of a thousand guests that would take longer than all else, and a file that a
+		// power cut tore is no facts.
+		f, err := os.CreateTemp(dir, ".*.tmp")
+		if err != nil {
+			return
+		}
+		_, werr := f.Write(raw)
+		if errors.Join(werr, f.Close()) != nil || os.Rename(f.Name(), file) != nil {
+			_ = os.Remove(f.Name())
+		}
 	}
 	return get, keep
 }

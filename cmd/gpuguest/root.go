@@ -28,7 +28,8 @@ type console struct {
 
 // reach holds the flags that say how to reach a guest.
 type reach struct {
-	host         string
+	host         string   // the guest that is worked on; of several the first
+	hosts        []string // all that were given
 	port         int
 	user         string
 	identities   []string
@@ -44,6 +45,8 @@ type app struct {
 	reach
 	json   bool
 	logDir string
+	// member is what this app's guest has of its own as one of many; nil: it is the only one.
+	member *member
 	files  reportFiles
 	// reported: the command's JSON is written already, with its error in it.
 	reported bool
@@ -117,7 +120,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), newInstall(a), newVerify(a), newStatus(a), newUninstall(a), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
+		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -131,7 +134,7 @@ connection it goes on where the guest is.`,
 // addReach adds the flags that say how to reach a guest.
 func (a *app) addReach(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&a.host, "host", "", "`GUEST` to work on: [user@]name[:port], or a Host of your ssh configuration")
+	f.Var(hostFlag{a}, "host", "`GUEST` to work on: [user@]name[:port], or a Host of your ssh configuration")
 	f.IntVarP(&a.port, "port", "p", 0, "SSH `PORT` (default: the ssh configuration's, else 22)")
 	f.StringVarP(&a.user, "user", "l", "", "`USER` to log in as (default: the ssh configuration's, else yours)")
 	f.StringArrayVarP(&a.identities, "identity", "i", nil, "private key `FILE`; may be given more than once")
@@ -146,6 +149,9 @@ func (a *app) addReach(c *cobra.Command) {
 func (a *app) guestConfig() (guest.Config, error) {
 	if a.host == "" {
 		return guest.Config{}, errors.New("--host is missing: which guest?")
+	}
+	if len(a.hosts) > 1 {
+		return guest.Config{}, errors.New("--host was given more than once, and this command works on one guest")
 	}
 	t, err := guest.ParseTarget(a.host)
 	if err != nil {
@@ -182,8 +188,29 @@ func (a *app) guestConfig() (guest.Config, error) {
 	if p, ok := os.LookupEnv("GPUGUEST_SUDO_PASSWORD"); ok {
 		c.SudoPassword = func(context.Context) ([]byte, error) { return []byte(p), nil }
 	}
+	if a.member != nil {
+		a.member.complete(&c, t)
+	}
 	return c, nil
 }
+
+// hostFlag is --host, which commands for many guests take more than once.
+type hostFlag struct{ a *app }
+
+func (h hostFlag) Set(s string) error {
+	h.a.hosts = append(h.a.hosts, s)
+	h.a.host = h.a.hosts[0]
+	return nil
+}
+
+func (h hostFlag) String() string {
+	if h.a == nil {
+		return ""
+	}
+	return h.a.host
+}
+
+func (h hostFlag) Type() string { return "string" }
 
 func (a *app) askSecret(in *os.File, prompt string) ([]byte, error) {
 	fmt.Fprint(a.err, prompt)
@@ -218,7 +245,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f := c.Flags()
 	f.StringVar(&w.Driver, "driver", "", "driver `BRANCH` or version: 580, 580.95.05 (default: the best for the GPU)")
 	f.StringVar(&w.Flavor, "flavor", "", "kernel module `FLAVOR`: open or proprietary (default: what the GPU needs)")
-	f.StringVar(&w.Source, "source", "", "where packages come from, `SOURCE`: nvidia or distro (default: nvidia where it can serve)")
+	f.StringVar(&w.Source, "source", "", "where the driver comes from, `SOURCE`: nvidia or distro for packages, runfile for NVIDIA's installer (default: nvidia where it can serve)")
 	f.StringVar(&w.Modules, "modules", "", "how kernel modules come, `HOW`: dkms or precompiled, kmp on SUSE (default: signed ones where Secure Boot is on, else dkms)")
 	f.StringVar(&w.Mirror, "mirror", "", "`URL` that stands for the source's own")
 	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256, `HEX`, of the mirror's keyring package, when it is not NVIDIA's own")
@@ -233,7 +260,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.DurationVar(&w.LockWait, "lock-wait", 0, "how long to wait for cloud-init and the package manager's lock (default 10m)")
 	for name, words := range map[string][]string{
 		"flavor":  {choice.FlavorOpen, choice.FlavorProprietary},
-		"source":  {choice.SourceNVIDIA, choice.SourceDistro},
+		"source":  {choice.SourceNVIDIA, choice.SourceDistro, choice.SourceRunfile},
 		"modules": {choice.ModulesDKMS, choice.ModulesPrecompiled, choice.ModulesKMP},
 	} {
 		_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
@@ -243,7 +270,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 // settle fills in what one flag says of another: a keyring's checksum names NVIDIA's repository, so a mirror
 // beside it is that repository's and never the distribution's.
 func settle(w choice.Want) choice.Want {
-	if w.KeyringSHA256 != "" {
+	if w.KeyringSHA256 != "" && w.Source == "" {
 		w.Source = choice.SourceNVIDIA
 	}
 	return w
@@ -251,16 +278,17 @@ func settle(w choice.Want) choice.Want {
 
 // checkWant refuses words that no choice is made of, before anybody is dialled.
 func checkWant(w choice.Want) error {
-	for _, v := range []struct{ flag, value, one, other string }{
-		{"flavor", w.Flavor, choice.FlavorOpen, choice.FlavorProprietary},
-		{"source", w.Source, choice.SourceNVIDIA, choice.SourceDistro},
-		{"modules", w.Modules, choice.ModulesDKMS, choice.ModulesPrecompiled},
+	for _, v := range []struct {
+		flag, value string
+		words       []string
+	}{
+		{"flavor", w.Flavor, []string{choice.FlavorOpen, choice.FlavorProprietary}},
+		{"source", w.Source, []string{choice.SourceNVIDIA, choice.SourceDistro, choice.SourceRunfile}},
+		{"modules", w.Modules, []string{choice.ModulesDKMS, choice.ModulesPrecompiled, choice.ModulesKMP}},
+		{"cuda-source", w.CUDASource, []string{choice.SourceNVIDIA, choice.SourceRunfile}},
 	} {
-		if v.flag == "modules" && v.value == choice.ModulesKMP {
-			continue
-		}
-		if v.value != "" && v.value != v.one && v.value != v.other {
-			return fmt.Errorf("--%s %q: it is %s or %s", v.flag, v.value, v.one, v.other)
+		if last := len(v.words) - 1; v.value != "" && !slices.Contains(v.words, v.value) {
+			return fmt.Errorf("--%s %q: it is %s or %s", v.flag, v.value, strings.Join(v.words[:last], ", "), v.words[last])
 		}
 	}
 	for _, arg := range slices.Concat(w.KernelArgs, w.DropArgs) {
@@ -271,7 +299,7 @@ func checkWant(w choice.Want) error {
 	if w.LinkFraction < 0 || w.LinkFraction > 1 {
 		return fmt.Errorf("--link-fraction %g: it is between 0 and 1", w.LinkFraction)
 	}
-	if w.KeyringSHA256 != "" && w.Source == choice.SourceDistro {
+	if w.KeyringSHA256 != "" && w.Source == choice.SourceDistro && (w.CUDA == "" || w.CUDA == choice.CUDANone) {
 		return errors.New("--keyring-sha256 goes with NVIDIA's repository, --source distro does without it")
 	}
 	if len(w.Devices) > 0 && !w.NoGPU {

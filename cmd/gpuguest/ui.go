@@ -30,7 +30,7 @@ type ui struct {
 	width int // of the terminal; 0: no terminal
 
 	mu    sync.Mutex
-	bar   *progressbar.ProgressBar
+	bar   bar
 	step  string // "4/14 headers: install headers …"
 	line  string // the last line of its output
 	since time.Time
@@ -41,18 +41,35 @@ type ui struct {
 
 func newUI(w io.Writer, host string) *ui {
 	u := &ui{w: w, host: host, stop: make(chan struct{})}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		u.width = 80
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
-			u.width = width
-		}
-		u.bar = progressbar.NewOptions(1,
-			progressbar.OptionSetWriter(w), progressbar.OptionSetWidth(20), progressbar.OptionSetDescription("reaching "+host),
-			progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(false), progressbar.OptionSetElapsedTime(false))
+	if u.bar, u.width = newBar(w, 1, "reaching "+host); u.bar != nil {
 		u.ended.Add(1)
 		go u.refresh()
 	}
 	return u
+}
+
+// bar is what is used of a progress bar.
+type bar interface {
+	Describe(string)
+	RenderBlank() error
+	ChangeMax(int)
+	Set(int) error
+	Clear() error
+}
+
+// newBar makes a bar and tells the terminal's width, or nil where there is no terminal.
+func newBar(w io.Writer, most int, what string) (bar, int) {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return nil, 0
+	}
+	width := 80
+	if got, _, err := term.GetSize(int(f.Fd())); err == nil && got > 20 {
+		width = got
+	}
+	return progressbar.NewOptions(most,
+		progressbar.OptionSetWriter(w), progressbar.OptionSetWidth(20), progressbar.OptionSetDescription(what),
+		progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(false), progressbar.OptionSetElapsedTime(false)), width
 }
 
 // refresh redraws the bar while a step is silent, so that its seconds go on.

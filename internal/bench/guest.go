@@ -127,12 +127,14 @@ func (m *machine) prepare(ctx context.Context) error {
 	config := "Host near\n\tHostName " + nearAddress + "\nHost far\n\tHostName " + farAddress +
 		"\nHost install\n\tHostName 127.0.0.1\n\tPort " + strconv.Itoa(installPort) +
 		"\nHost gate\n\tHostName 127.0.0.1\n\tPort " + strconv.Itoa(gatePort) +
+		"\nHost fleet-*\n\tHostName " + nearAddress +
 		"\nHost *\n\tUser root\n\tIdentityFile " + key + "\n\tIdentitiesOnly yes\n\tIdentityAgent none\n\tUserKnownHostsFile " +
 		filepath.Join(m.tmp, "known_hosts") + "\n\tGlobalKnownHostsFile none\n\tStrictHostKeyChecking yes\n\tBatchMode yes\n"
 	return errors.Join(
 		m.write("/root/.ssh/authorized_keys", string(public), 0o600),
 		// The variable is read by nothing but the reboot's probes.
-		m.write("/etc/ssh/sshd_config.d/bench.conf", "SetEnv GPUGUEST_BOOT_ID="+bootIDFile+"\n", 0o644),
+		// Many names of this one guest log in at once, each as if it had an sshd of its own.
+		m.write("/etc/ssh/sshd_config.d/bench.conf", "MaxStartups 1000\nSetEnv GPUGUEST_BOOT_ID="+bootIDFile+"\n", 0o644),
 		m.write(bootIDFile, "boot-0\n", 0o644),
 		os.WriteFile(filepath.Join(m.tmp, "known_hosts"), []byte(known), 0o600),
 		os.WriteFile(filepath.Join(m.tmp, "ssh_config"), []byte(config), 0o600),

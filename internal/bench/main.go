@@ -69,6 +69,7 @@ var rows = []row{
 	{"ansible", true, besideAnsible},
 	{"reboot", false, reboots},
 	{"upload", false, uploads},
+	{"fleet", false, fleets},
 	{"page", false, pages},
 }
 
@@ -147,7 +148,7 @@ func choose(names string) ([]row, error) {
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, ansible, reboot, upload and page", name)
+			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, ansible, reboot, upload, fleet and page", name)
 		}
 		chosen = append(chosen, rows[i])
 	}
@@ -291,6 +292,7 @@ func (b *bench) absolute() error {
 // timed is one run of a program on the client's side.
 type timed struct {
 	seconds float64
+	cpu     float64 // seconds of processor time, of the program and those that it waited for
 	peak    float64 // resident memory in MB of 10^6 bytes; only of a run by peak
 	out     []byte
 }
@@ -333,6 +335,9 @@ func (b *bench) runProgram(ctx context.Context, p program) (timed, error) {
 			err = <-ended
 		}
 		t.seconds = time.Since(began).Seconds()
+		if cmd.ProcessState != nil {
+			t.cpu = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+		}
 		return err
 	})
 	t.out = []byte(out.String())

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -47,6 +48,21 @@ func work(ctx context.Context, args []string, out io.Writer) error {
 		return json.NewEncoder(out).Encode(report)
 	case name == "reboot" && len(rest) == 1:
 		return workReboot(ctx, config("gate"), rest[0])
+	case name == "fleet" && len(rest) == 1:
+		n, err := strconv.Atoi(rest[0])
+		if err != nil {
+			return err
+		}
+		return workFleet(ctx, config, n)
+	case name == "fleet-put" && len(rest) == 2:
+		return workFleetPut(ctx, config, rest[0], rest[1])
+	case name == "pretend" && len(rest) == 5:
+		first, err1 := strconv.Atoi(rest[3])
+		n, err2 := strconv.Atoi(rest[4])
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		return workPretend(ctx, rest[0], rest[1], rest[2], first, n)
 	case name == "put" && len(rest) == 4:
 		return workPut(ctx, config(rest[0]), rest[1], rest[2], rest[3])
 	default:

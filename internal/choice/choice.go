@@ -16,6 +16,8 @@ import (
 const (
 	SourceNVIDIA = distros.SourceNVIDIA
 	SourceDistro = distros.SourceDistro
+	// SourceRunfile is NVIDIA's self-extracting installer, whose files no package manager knows.
+	SourceRunfile = "runfile"
 
 	FlavorOpen        = distros.FlavorOpen
 	FlavorProprietary = distros.FlavorProprietary
@@ -54,6 +56,13 @@ type Want struct {
 	LinkFraction  float64  // part of the PCIe link's bandwidth that pinned copies must reach; 0: the probe's own, a half
 	With          []string // of NVIDIA's own programs, those that are to be run as proofs too: "deviceQuery"
 
+	Runfile     Runfile // the driver's installer; the zero value: one of the tables, and only with SourceRunfile
+	CUDA        string  // toolkit to install: "" or CUDANone, CUDAAuto, a series ("12.8") or a release ("12.8.1")
+	CUDASource  string  // SourceNVIDIA or SourceRunfile; "" NVIDIA's repository where there is one, else the runfile
+	CUDARunfile Runfile // the toolkit's installer; the zero value: one of the tables
+	Replace     bool    // a driver that came another way is removed first: a .run for packages, packages for a .run
+	Signing     Signing // what modules that are built in the guest are signed with; zero: whatever DKMS does
+
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
 }
 
@@ -61,6 +70,10 @@ type Want struct {
 type Choice struct {
 	Source, Flavor, Modules string
 	Branch                  int                 // 580
+	Runfile                 Installer           // the driver's installer; zero: it comes in packages
+	CUDA                    Toolkit             // the CUDA toolkit; zero: none
+	Replaces                Replaced            // the driver that is removed first; zero: none
+	Expected                string              // the version that will be there, as far as is known; "" not at all
 	Version                 string              // the full version asked for, else the one the guest has of this very driver, else "": the newest of the branch
 	Packages                []string            // driver packages to install, names only, in order
 	Pin                     []string            // packages that pin the branch, installed before
@@ -86,6 +99,8 @@ type GPU struct {
 	Min     int    // oldest branch that drives it, 0 unknown
 	Max     int    // newest branch that drives it, 0 no end known
 	Flavor  string // the flavor it must have, "" either will do
+
+	Capability string // CUDA compute capability, "7.5"; "" unknown
 }
 
 // Title is the GPU in one line: "0000:01:00.0 Tesla T4 (10de:1eb8)".

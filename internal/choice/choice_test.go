@@ -258,7 +258,7 @@ func TestMakeRefuses(t *testing.T) {
 		{name: "a driver from a .run file", as: "debian:12", gpus: []string{t4}, edit: func(f *facts.Facts) {
 			f.Runfile = facts.Runfile{Version: "580.95.05", Uninstaller: "/usr/bin/nvidia-uninstall"}
 		},
-			says: []string{"580.95.05 was installed by NVIDIA's .run installer", "/usr/bin/nvidia-uninstall"}},
+			says: []string{"580.95.05 was installed by NVIDIA's .run installer", "/usr/bin/nvidia-uninstall"}, nearest: "--driver 580.95.05 --source runfile"},
 		{name: "the other source's packages are there", as: "debian:12", gpus: []string{t4}, want: Want{Source: "nvidia"},
 			edit: func(f *facts.Facts) {
 				f.Packages = map[string]string{"nvidia-kernel-dkms": "535.261.03-1", "nvidia-smi": "535.261.03-1"}

@@ -18,6 +18,18 @@ import (
 // firmware or present packages rule out, and takes the best of those left that are what was wished for.
 func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	r := request{f: f, d: d, w: w, kernel: cmp.Or(f.Kernel.Next, f.Kernel.Running)}
+	c, err := r.driver()
+	if err == nil {
+		err = r.addToolkit(&c)
+	}
+	if err != nil {
+		return Choice{}, r.forWantOfEnrolment(err)
+	}
+	return c, nil
+}
+
+// driver decides on the driver.
+func (r *request) driver() (Choice, error) {
 	if err := r.parseWish(); err != nil {
 		return Choice{}, err
 	}
@@ -26,6 +38,9 @@ func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	}
 	if err := r.fitGPUs(); err != nil {
 		return Choice{}, err
+	}
+	if r.wish.source == SourceRunfile {
+		return r.runfile()
 	}
 	if err := r.fitGuest(); err != nil {
 		return Choice{}, err
@@ -70,7 +85,8 @@ func (w wish) flags() string {
 type candidate struct {
 	offer  *distros.Offer
 	branch *catalog.Branch
-	here   bool // it is what the guest has
+	here   bool            // it is what the guest has
+	file   catalog.Runfile // with SourceRunfile: its installer
 }
 
 // request is one call of Make.
@@ -86,16 +102,20 @@ type request struct {
 	unknown  bool   // a GPU is not in the tables and may be newer than them
 	warnings []string
 	all      []candidate       // every driver the sources offer for this machine, best first
+	replaces Replaced          // what is removed first
 	marks    map[string]string // source → one of the packages only it has that the guest has
 }
 
 func (r *request) parseWish() error {
+	if err := r.parseRunfile(); err != nil {
+		return err
+	}
 	r.wish = wish{source: r.w.Source, flavor: r.w.Flavor, modules: r.w.Modules}
 	for _, word := range []struct {
 		flag, value string
 		known       []string
 	}{
-		{"--source", r.w.Source, []string{SourceNVIDIA, SourceDistro}},
+		{"--source", r.w.Source, []string{SourceNVIDIA, SourceDistro, SourceRunfile}},
 		{"--flavor", r.w.Flavor, []string{FlavorOpen, FlavorProprietary}},
 		{"--modules", r.w.Modules, []string{ModulesDKMS, ModulesPrecompiled, ModulesKMP}},
 	} {
@@ -141,6 +161,9 @@ func (r *request) readGPUs() error {
 			}
 		}
 		out := GPU{Address: p.Address, ID: p.Vendor + ":" + p.Device, Name: g.Name, Arch: g.Arch, Known: known, Min: g.First, Max: g.Last}
+		if r.w.CUDA != "" {
+			out.Capability = catalog.Capability(p.Device)
+		}
 		assumed := false
 		switch {
 		case !known && p.Device >= "1340" && p.Device <= "1dff":
@@ -238,12 +261,17 @@ func (r *request) fitGuest() error {
 	if _, ok := r.d.Arches[r.f.Arch]; !ok {
 		return &Refusal{What: "a driver on " + cmp.Or(r.f.Arch, "an unknown machine"), Reason: "there are driver packages of " + r.d.Name + " for " + strings.Join(sortedKeys(r.d.Arches), " and ")}
 	}
-	if v := r.f.Runfile.Version; v != "" {
+	if v := r.f.Runfile.Version; v != "" && r.w.Replace {
+		r.replaces = Replaced{Runfile: v}
+		if r.f.State.Runfile == "" {
+			r.warnings = append(r.warnings, "driver "+v+" was put in by somebody else's .run; it is removed, and uninstall will not bring it back")
+		}
+	} else if v != "" {
 		how := "remove it first"
 		if u := r.f.Runfile.Uninstaller; u != "" {
 			how = "run " + u + " --silent in the guest first"
 		}
-		return &Refusal{What: "driver packages", Reason: "driver " + v + " was installed by NVIDIA's .run installer, and packages beside it break both; " + how}
+		return &Refusal{What: "driver packages", Reason: "driver " + v + " was installed by NVIDIA's .run installer, and packages beside it break both; " + how, Nearest: r.stayWithRunfile(v)}
 	}
 	return nil
 }
@@ -404,6 +432,9 @@ func (r *request) mismatch(c candidate, w wish) string {
 // canBe tells whether a source can deliver one version. NVIDIA's repository keeps many and the install
 // finds out; a distribution's archive has one, which must be known to be that.
 func (r *request) canBe(c candidate, version string) bool {
+	if c.offer.Source == SourceRunfile {
+		return c.file.Version == version
+	}
 	if c.offer.Source == SourceNVIDIA {
 		there := r.inRepo(c)
 		return (len(c.offer.Pin) > 0 || c.offer.Lock || c.offer.Stream != "") && (len(there) == 0 || slices.Contains(there, version))
@@ -414,7 +445,7 @@ func (r *request) canBe(c candidate, version string) bool {
 // inRepo returns the versions of a candidate that the guest knows NVIDIA's repository to have; none when
 // it has not read it.
 func (r *request) inRepo(c candidate) []string {
-	repo, err := r.d.Repo(r.f.Arch, r.w.Mirror, r.w.KeyringSHA256)
+	repo, err := r.repo()
 	if err != nil {
 		return nil
 	}
@@ -535,7 +566,7 @@ func (r *request) repoObjection(c candidate) string {
 	if c.offer.Source != SourceNVIDIA {
 		return ""
 	}
-	if _, err := r.d.Repo(r.f.Arch, r.w.Mirror, r.w.KeyringSHA256); err != nil {
+	if _, err := r.repo(); err != nil {
 		return err.Error()
 	}
 	return ""
@@ -583,28 +614,6 @@ func (r *request) packagesObjection(c candidate) string {
 // enforced tells whether the guest's kernel loads only signed modules.
 func (r *request) enforced() bool {
 	return r.f.Secure.State == "enabled" || r.f.Kernel.SigEnforce || r.f.Kernel.Lockdown == "integrity" || r.f.Kernel.Lockdown == "confidentiality"
-}
-
-// enrolled tells whether the key that the guest's DKMS signs with is among those its kernel trusts: dkms
-// and Ubuntu's shim-signed name theirs so.
-func (r *request) enrolled() bool {
-	return len(r.f.Secure.SigningKeys) > 0 && slices.ContainsFunc(r.f.Secure.Keys, func(subject string) bool {
-		s := strings.ToLower(subject)
-		return strings.Contains(s, "dkms module signing key") || strings.Contains(s, "secure boot module signature key")
-	})
-}
-
-func (r *request) secureBootObjection(c candidate) string {
-	if !r.enforced() || c.offer.Signed || r.enrolled() {
-		return ""
-	}
-	if r.d.DKMSCert == "" {
-		return "Secure Boot is enforced, and nothing signs modules that are built in this guest. " +
-			"On the host, start the guest without Secure Boot (OVMF with variables in which no keys are enrolled; libvirt: <loader secure='no'>)"
-	}
-	return "Secure Boot is enforced, and modules built in the guest are signed by a key that is not trusted. " +
-		"On the host, either start the guest without Secure Boot (OVMF with variables in which no keys are enrolled; libvirt: <loader secure='no'>), " +
-		"or enrol the certificate the guest's DKMS signs with (" + r.d.DKMSCert + ") in the guest's variables; a guest without a console cannot confirm an enrolment of its own"
 }
 
 // installed tells whether a candidate is what the guest has: all its packages, or, where somebody put in
@@ -666,7 +675,7 @@ func (r *request) choose(c candidate) Choice {
 		Source: o.Source, Flavor: o.Flavor, Modules: o.Modules, Branch: c.branch.Number,
 		Version: cmp.Or(r.wish.version, r.present(c)), Packages: r.expand(c, o.Packages), Pin: r.expand(c, o.Pin), Within: r.within(c),
 		Module: o.Module, DKMSName: o.DKMSName, Signed: o.Signed, Persistence: o.Persistence,
-		License: LicenseProprietary, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
+		License: LicenseProprietary, Replaces: r.replaces, GPUs: r.gpus, Why: r.why(c), Warnings: slices.Clone(r.warnings),
 	}
 	if o.Flavor == FlavorOpen {
 		ch.License = LicenseOpen
@@ -681,8 +690,16 @@ func (r *request) choose(c candidate) Choice {
 			ch.Headers = append(ch.Headers, r.d.HeadersMeta(r.kernel, r.f)...)
 		}
 	}
+	ch.Expected = cmp.Or(ch.Version, r.archived(c), o.Seen, newest(r.inRepo(c)), c.branch.Latest)
 	ch.Warnings = append(ch.Warnings, r.caveats(c)...)
 	return ch
+}
+
+func newest(versions []string) string {
+	if len(versions) == 0 {
+		return ""
+	}
+	return slices.MaxFunc(versions, catalog.CompareVersions)
 }
 
 // caveats are what the user should know of a candidate although it is taken.
@@ -717,6 +734,9 @@ func (r *request) caveats(c candidate) []string {
 	}
 	if r.enforced() && !c.offer.Signed {
 		warn("modules load only when DKMS signs them with the key that is enrolled; this is checked before a reboot")
+	}
+	if !r.enforced() && r.w.Signing.Given() && !r.trusts(r.w.Signing) {
+		warn("the certificate %q is not among the keys that the guest trusts: it must be enrolled before Secure Boot is turned on", r.w.Signing.Subject)
 	}
 	if r.f.Secure.EFI && r.f.Secure.State == "" {
 		warn("whether the firmware enforces Secure Boot is not known")
@@ -804,8 +824,11 @@ func (r *request) why(c candidate) []string {
 }
 
 func (r *request) sourceName(source string) string {
-	if source == SourceNVIDIA {
+	switch source {
+	case SourceNVIDIA:
 		return "NVIDIA's repository for " + r.d.Name
+	case SourceRunfile:
+		return "NVIDIA's .run installer"
 	}
 	return "the archive of " + r.d.Name
 }

@@ -37,6 +37,13 @@ func (r *run) boot(ctx context.Context, changed bool) (verdict, error) {
 	if r.report.Reboots >= r.MaxReboots {
 		return done, fmt.Errorf("%w: %d done, and another is owed: %s", ErrBootLoop, r.report.Reboots, reason)
 	}
+	if r.RebootTurn != nil {
+		giveBack, err := r.RebootTurn(ctx)
+		if err != nil {
+			return done, err
+		}
+		defer giveBack()
+	}
 	if err := r.write(ctx, Record{Event: "reboot", Reason: reason}); err != nil {
 		return done, err
 	}

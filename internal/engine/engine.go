@@ -49,6 +49,10 @@ type Config struct {
 	RebootDeadline time.Duration
 	RebootCommand  string                      // "" the guest's own
 	PowerCycle     func(context.Context) error // last resort when the guest does not come back; nil: none
+	// RebootTurn is waited for before a reboot; what it returns is called when the guest is back, or is not. nil: no waiting.
+	RebootTurn func(context.Context) (func(), error)
+	// SendTurn is the same before a file of BigFile bytes or more is sent, which takes memory and the way's bandwidth.
+	SendTurn func(context.Context) (func(), error)
 
 	Patience time.Duration // how long a lost connection is dialled again
 
@@ -73,6 +77,9 @@ type Event struct {
 	Done, Total int64  // bytes, of a file that is sent
 	Text        string // a line of output, a notice, the reason for a reboot
 }
+
+// BigFile is the size from which sending a file waits for Config.SendTurn, 8 MiB: below that it is over in a moment.
+const BigFile = 8 << 20
 
 // WarningMark begins a line of a step's output that the user should read although the step went on.
 const WarningMark = "gpuguest: warning: "
@@ -501,6 +508,12 @@ func (r *run) send(ctx context.Context, i, of int, it plan.Item) error {
 		if err != nil {
 			return err
 		}
+		giveBack := func() {}
+		if r.SendTurn != nil && info.Size() >= BigFile {
+			if giveBack, err = r.SendTurn(ctx); err != nil {
+				return err
+			}
+		}
 		_, err = r.conn.Put(ctx, guest.File{
 			Path: s.Path, Mode: 0o600, Size: info.Size(), SHA256: s.SHA256,
 			Open: func() (io.ReadSeekCloser, error) { return os.Open(local) },
@@ -508,6 +521,7 @@ func (r *run) send(ctx context.Context, i, of int, it plan.Item) error {
 				r.tell(Event{Kind: Sending, Step: it.ID, Index: i + 1, Of: of, Text: path.Base(s.Path), Done: done, Total: total})
 			},
 		})
+		giveBack()
 		if err != nil {
 			return err
 		}
@@ -524,7 +538,7 @@ func afterActions(text string) string {
 }
 
 func (r *run) failed(i, of int, it plan.Item, what, text string) error {
-	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh, text: what + "\n" + text}
+	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh && !it.Late, text: what + "\n" + text}
 	if text != "" {
 		e.Tail = tail(text, 15)
 	}

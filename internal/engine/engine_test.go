@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -496,5 +497,84 @@ func TestAnotherGpuguestHoldsTheGuest(t *testing.T) {
 	}
 	if l.work("slow") != 1 {
 		t.Errorf("work done %d times", l.work("slow"))
+	}
+}
+
+// TestWorkThatNeedsABootWaitsForIt: what is late is done after the boot that work before it owes, and when it fails
+// it is a step that failed and not a proof.
+func TestWorkThatNeedsABootWaitsForIt(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	late := l.touch("late", false)
+	late.Fresh, late.Late = true, true
+	booted := `[ "$(cat ` + sh.Quote(l.shell.Dir+"/boot_id") + `)" != boot-1 ] || { echo "it was done before the boot"; exit 1; }` + "\n"
+	run := late.Actions[0].(action.Run)
+	run.Script = booted + run.Script
+	late.Actions = []action.Action{run}
+	r, err := l.run(l.config(l.touch("one", true), late, l.booted()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := states(r); got != "one=changed late=changed booted=met" || r.Reboots != 1 {
+		t.Errorf("%s, %d reboots", got, r.Reboots)
+	}
+	bad := late
+	bad.ID, bad.Check, bad.Actions = "bad", "false", []action.Action{action.Run{Title: "fail", Script: "exit 7"}}
+	_, err = l.run(l.config(bad))
+	var step *engine.StepError
+	if !errors.As(err, &step) || step.Verify || step.What != "exit 7" {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestTurnsAreWaitedForAndGivenBack: a reboot and a big file each wait for their turn, a small file does not, and no
+// turn is kept.
+func TestTurnsAreWaitedForAndGivenBack(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.srv.Change(func(o *guesttest.Options) { o.SFTPDir = l.root })
+	files := make(map[string]string)
+	send := func(name string, size int) action.Action {
+		local, data := filepath.Join(t.TempDir(), name), make([]byte, size)
+		if err := os.WriteFile(local, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		sum := fmt.Sprintf("%x", sha256.Sum256(data))
+		files[sum] = local
+		return action.Send{Path: filepath.Join(l.root, name), SHA256: sum}
+	}
+	it := l.touch("one", true)
+	it.Actions = append([]action.Action{send("big", engine.BigFile), send("small", 10)}, it.Actions...)
+	cfg := l.config(it, l.booted())
+	cfg.Files = files
+	var mu sync.Mutex
+	taken := make(map[string]int)
+	turn := func(what string) func(context.Context) (func(), error) {
+		return func(context.Context) (func(), error) {
+			mu.Lock()
+			defer mu.Unlock()
+			taken[what]++
+			return func() {
+				mu.Lock()
+				defer mu.Unlock()
+				taken[what+" given back"]++
+			}, nil
+		}
+	}
+	cfg.SendTurn, cfg.RebootTurn = turn("send"), turn("reboot")
+	if _, err := l.run(cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"send", "send given back", "reboot", "reboot given back"} {
+		if taken[what] != 1 {
+			t.Errorf("%s: %d times", what, taken[what])
+		}
+	}
+	refused := errors.New("interrupted")
+	l2 := newLab(t)
+	cfg = l2.config(l2.touch("one", true))
+	cfg.RebootTurn = func(context.Context) (func(), error) { return nil, refused }
+	if r, err := l2.run(cfg); !errors.Is(err, refused) || r.Reboots != 0 {
+		t.Errorf("a turn that never comes: %v, %d reboots", err, r.Reboots)
 	}
 }

@@ -197,6 +197,13 @@ type State struct {
 
 	KernelArgs []string `json:"kernel_args"` // arguments that gpuguest set for every kernel
 	Products   []string `json:"products"`    // extensions of SLES that gpuguest registered
+
+	Runfile    string   `json:"runfile"`     // version of the .run driver that gpuguest installed, "" none
+	Toolkits   []string `json:"toolkits"`    // CUDA toolkits that gpuguest installed by their runfiles: "12.8"
+	CUDALink   string   `json:"cuda_link"`   // what /usr/local/cuda led to before gpuguest set it, "-" nothing, "" it was not set
+	SigningKey bool     `json:"signing_key"` // a key that gpuguest was given to sign modules with is in the guest
+	Accounts   []string `json:"accounts"`    // users that gpuguest made
+	Services   []string `json:"services"`    // services that gpuguest gave an own file to: "nvidia-persistenced"
 }
 
 // Changed is a package that was at version Was before gpuguest's work.

@@ -1011,6 +1011,18 @@ func (r *reader) readLedger(s section) error {
 			st.Products = appendNew(st.Products, w[1])
 		case len(w) == 2 && w[0] == "args":
 			st.KernelArgs = strings.Fields(w[1])
+		case len(w) == 2 && w[0] == "runfile":
+			st.Runfile = w[1]
+		case len(w) == 2 && w[0] == "toolkit":
+			st.Toolkits = appendNew(st.Toolkits, w[1])
+		case len(w) == 2 && w[0] == "cuda-link":
+			st.CUDALink = w[1]
+		case len(w) == 1 && w[0] == "signing-key":
+			st.SigningKey = true
+		case len(w) == 2 && w[0] == "account":
+			st.Accounts = appendNew(st.Accounts, w[1])
+		case len(w) == 2 && w[0] == "service":
+			st.Services = appendNew(st.Services, w[1])
 		case len(w) == 2 && w[0] == "kept":
 			st.Kept = append(st.Kept, w[1])
 		case len(w) == 2 && w[0] == "absent":

@@ -425,3 +425,21 @@ func TestPackagesAreReadFromTheDatabaseOfDpkg(t *testing.T) {
 		t.Errorf("meta packages: %q", f.Kernel.Meta)
 	}
 }
+
+// TestLedgerTellsWhatWasDonePastThePackageManager reads the records that the steps of installers write.
+func TestLedgerTellsWhatWasDonePastThePackageManager(t *testing.T) {
+	const l = "var/lib/gpuguest/"
+	f := look(t, tree{
+		l + "before/packages": "bash 5\n", l + "before/runfile": "390.42\n580.95.05\n", l + "before/toolkit": "9.1\n12.8\n9.1\n", l + "before/cuda-link": "alternatives=/usr/local/cuda-11.8\n",
+		l + "before/account": "nvidia-persistenced\n", l + "before/service": "systemd\n", l + "before/absent/etc/profile.d/gpuguest-cuda.sh": "",
+		l + "before/toolkit-9.1.was": "/etc/a\n", l + "secure-boot/key.pem": "secret\n",
+	}.write(t))
+	want := facts.State{Before: true, Absent: []string{"/etc/profile.d/gpuguest-cuda.sh"}, Runfile: "580.95.05", Toolkits: []string{"9.1", "12.8"},
+		CUDALink: "alternatives=/usr/local/cuda-11.8", SigningKey: true, Accounts: []string{"nvidia-persistenced"}, Services: []string{"systemd"}}
+	if fmt.Sprintf("%+v", f.State) != fmt.Sprintf("%+v", want) {
+		t.Errorf("\n got %+v\nwant %+v", f.State, want)
+	}
+	if f := look(t, tree{l + "before/packages": "bash 5\n"}.write(t)); fmt.Sprintf("%+v", f.State) != fmt.Sprintf("%+v", facts.State{Before: true}) {
+		t.Errorf("of a guest in which there was no installer: %+v", f.State)
+	}
+}

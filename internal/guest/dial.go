@@ -137,7 +137,7 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 		}}
 	}
 
-	keys := hostKeys{hop: h, notice: cfg.notice, record: lim.record}
+	keys := hostKeys{hop: h, notice: cfg.notice, record: lim.record, shared: cfg.Known}
 	db, err := keys.database()
 	if err != nil {
 		return nil, &Error{Kind: ErrHostKey, Host: h.name, Msg: "known_hosts", Err: err, hint: "correct or remove the file that is named"}

@@ -442,3 +442,40 @@ Host *
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestSharedKnownHostsAreReadAgainWhenTheyChange: what is shared by many guests is no older than the file.
+func TestSharedKnownHostsAreReadAgainWhenTheyChange(t *testing.T) {
+	t.Parallel()
+	_, a := guestFor(t, guesttest.Options{})
+	_, b := guestFor(t, guesttest.Options{})
+	shared := &KnownHosts{}
+	file := filepath.Join(t.TempDir(), "known_hosts")
+	a.KnownHosts, b.KnownHosts, a.Known, b.Known = file, file, shared, shared
+	for _, cfg := range []Config{a, b} {
+		var said notices
+		cfg.Notice = said.add
+		for range 2 {
+			if err := mustDial(t, cfg).Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := strings.Count(said.text(), "new host key"); n != 1 {
+			t.Errorf("%d times new: %s", n, said.text())
+		}
+	}
+	if len(shared.read) != 1 {
+		t.Fatalf("%d sets of files are remembered", len(shared.read))
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, other := newKey(t)
+	first, _, _ := strings.Cut(string(text), " ")
+	if err := os.WriteFile(file, []byte(first+" "+string(ssh.MarshalAuthorizedKey(other))+"# longer than before: "+string(text[len(text)/2:])), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dial(short(t, 10*time.Second), a); !errors.Is(err, ErrHostKey) {
+		t.Errorf("a changed key: %v", err)
+	}
+}

@@ -31,9 +31,10 @@ type Config struct {
 	Port int    // 0: ssh_config's Port, then 22
 	User string // "": ssh_config's User, then the local user's name
 
-	Identities   []string // private key files; empty: ssh_config's IdentityFile, then the usual names in ~/.ssh
-	SSHConfig    string   // "": ~/.ssh/config and /etc/ssh/ssh_config; "none": no file; else only this file
-	KnownHosts   string   // "": ssh_config's UserKnownHostsFile, then ~/.ssh/known_hosts
+	Identities   []string    // private key files; empty: ssh_config's IdentityFile, then the usual names in ~/.ssh
+	SSHConfig    string      // "": ~/.ssh/config and /etc/ssh/ssh_config; "none": no file; else only this file
+	KnownHosts   string      // "": ssh_config's UserKnownHostsFile, then ~/.ssh/known_hosts
+	Known        *KnownHosts // shared by many guests, so that known_hosts is read once; nil: each connection reads it
 	HostKeyCheck HostKeyCheck
 	Agent        string // path of the agent's socket (SSH_AUTH_SOCK); "": no agent
 	Home         string // the local user's home directory; "": taken from the operating system
@@ -120,6 +121,9 @@ func (c *Conn) User() string { return c.user }
 
 // Execs is the number of exec channels that this connection has opened. File transfer is not counted.
 func (c *Conn) Execs() int { return int(c.execs.Load()) }
+
+// RTT is how long TCP's connect took, one round trip to whoever answered first: a jump host where there is one.
+func (c *Conn) RTT() time.Duration { return c.connected }
 
 // Dead is closed when the connection has ended, for whatever reason.
 func (c *Conn) Dead() <-chan struct{} { return c.dead }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
@@ -21,6 +22,74 @@ type hostKeys struct {
 	hop    hop
 	notice func(string)
 	record bool // an accepted new key is written down
+	shared *KnownHosts
+}
+
+// KnownHosts keeps what known_hosts files say for as long as they do not change. Many guests that share one keep
+// their names in one file, and a thousand connections that each read its thousand lines cost more than all else
+// that they do.
+type KnownHosts struct {
+	mu   sync.Mutex
+	read map[string]*knownKeys // by the files' names
+}
+
+// knownKeys is what a set of files said.
+type knownKeys struct {
+	stamp       string // of the files, when they were read
+	check       ssh.HostKeyCallback
+	authorities []authority
+}
+
+// authority is one line of known_hosts with a certificate authority.
+type authority struct {
+	hosts []string
+	key   string // marshalled
+}
+
+// keys reads the files, or remembers what they said.
+func (k hostKeys) keys() (*knownKeys, error) {
+	if k.shared == nil {
+		return k.readKeys("")
+	}
+	k.shared.mu.Lock()
+	defer k.shared.mu.Unlock()
+	name, stamp := strings.Join(k.hop.knownHosts, "\x00"), ""
+	for _, f := range k.hop.knownHosts {
+		if st, err := os.Stat(f); err == nil {
+			stamp += fmt.Sprintf("%d %d;", st.Size(), st.ModTime().UnixNano())
+		} else {
+			stamp += "none;"
+		}
+	}
+	if old := k.shared.read[name]; old != nil && old.stamp == stamp {
+		return old, nil
+	}
+	// The stamp is older than what is read: what is written in between is read again.
+	now, err := k.readKeys(stamp)
+	if err != nil {
+		return nil, err
+	}
+	if k.shared.read == nil {
+		k.shared.read = make(map[string]*knownKeys)
+	}
+	k.shared.read[name] = now
+	return now, nil
+}
+
+func (k hostKeys) readKeys(stamp string) (*knownKeys, error) {
+	check, err := k.readDatabase()
+	if err != nil {
+		return nil, err
+	}
+	return &knownKeys{stamp: stamp, check: check, authorities: k.readAuthorities()}, nil
+}
+
+func (k hostKeys) database() (ssh.HostKeyCallback, error) {
+	keys, err := k.keys()
+	if err != nil {
+		return nil, err
+	}
+	return keys.check, nil
 }
 
 // name is what known_hosts knows the hop by.
@@ -31,9 +100,9 @@ func (k hostKeys) name() string {
 	return k.hop.addr()
 }
 
-// database reads the files that exist. A line that cannot be read (an unknown key type, say) is left out,
+// readDatabase reads the files that exist. A line that cannot be read (an unknown key type, say) is left out,
 // as ssh does: one such line must not make every host unknown.
-func (k hostKeys) database() (ssh.HostKeyCallback, error) {
+func (k hostKeys) readDatabase() (ssh.HostKeyCallback, error) {
 	var files []string
 	for _, f := range k.hop.knownHosts {
 		if st, err := os.Stat(f); err == nil && st.Mode().IsRegular() {
@@ -149,19 +218,37 @@ func (k hostKeys) algorithms(check ssh.HostKeyCallback) []string {
 func (k hostKeys) authorities() map[string]bool {
 	found := map[string]bool{}
 	name := knownhosts.Normalize(k.name())
+	keys, err := k.keys()
+	if err != nil {
+		return found
+	}
+	for _, a := range keys.authorities {
+		if matchPatterns(a.hosts, name) {
+			found[a.key] = true
+		}
+	}
+	return found
+}
+
+// readAuthorities reads the lines with a certificate authority. They are few; the others are not parsed.
+func (k hostKeys) readAuthorities() []authority {
+	var all []authority
 	for _, f := range k.hop.knownHosts {
 		data, err := os.ReadFile(f)
 		if err != nil {
 			continue
 		}
-		for _, line := range bytes.Split(data, []byte("\n")) {
-			marker, hosts, key, _, _, err := ssh.ParseKnownHosts(append(line, '\n'))
-			if err == nil && marker == "cert-authority" && matchPatterns(hosts, name) {
-				found[string(key.Marshal())] = true
+		for line := range bytes.Lines(data) {
+			if !bytes.Contains(line, []byte("@cert-authority")) {
+				continue
+			}
+			marker, hosts, key, _, _, err := ssh.ParseKnownHosts(append(bytes.Clone(line), '\n'))
+			if err == nil && marker == "cert-authority" {
+				all = append(all, authority{hosts, string(key.Marshal())})
 			}
 		}
 	}
-	return found
+	return all
 }
 
 // noAddr stands for an address where only the name matters.

@@ -37,6 +37,7 @@ type Item struct {
 	AtBoot  bool            // its change takes effect at the next boot
 	Replan  bool            // once it was brought about, the plan is made anew
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
+	Late    bool            // with Fresh: it changes the guest, and waits only because what it needs takes a boot
 	Hint    string
 
 	// Read turns what the check printed behind steps.DataMark into what reports carry; see steps.Step.Read.
@@ -93,7 +94,10 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		if s.Read != nil {
 			item.Read = func(data string) (json.RawMessage, string) { return s.Read(in, data) }
 		}
-		if s.Fresh {
+		if !s.Fresh && s.Late != nil && s.Late(in) {
+			item.Fresh, item.Late = true, true
+		}
+		if item.Fresh {
 			fresh.Items = append(fresh.Items, item)
 		} else {
 			now.Items = append(now.Items, item)
@@ -130,7 +134,7 @@ func Proofs(in steps.Input, all []steps.Step) (Plan, error) {
 	var proofs []steps.Step
 	for _, s := range all {
 		if s.Check != nil && (s.Fresh || s.Apply == nil) {
-			s.Apply, s.AtBoot, s.Refuse, s.Fresh = nil, nil, nil, true
+			s.Apply, s.AtBoot, s.Refuse, s.Late, s.Fresh = nil, nil, nil, nil, true
 			proofs = append(proofs, s)
 		}
 	}

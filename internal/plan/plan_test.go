@@ -51,6 +51,30 @@ var goldens = []struct {
 	{"debian12-readonly", "debian12-readonly", choice.Want{}},
 	{"debian12-k80-and-l4", "debian12-k80-and-l4", choice.Want{}},
 	{"rocky9-l4", "rocky9-l4", choice.Want{}},
+	{"debian12-t4-remedies", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, Firmware: true, ModuleOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
+	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
+	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
+	{"debian12-gtx1050ti-runfile", "debian12-gtx1050ti-nouveau", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-runfile-390-cuda-9.1", "ubuntu2004-gtx750", choice.Want{Source: choice.SourceRunfile, Driver: "390.157", CUDA: "9.1", CUDASource: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-runfile-sent", "ubuntu2004-gtx750", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
+	{"debian12-gtx1050ti-cuda-too-new", "debian12-gtx1050ti-nouveau", choice.Want{CUDA: "13.0"}},
+	{"debian12-bar1-0m-cuda-auto", "debian12-bar1-0m", choice.Want{CUDA: choice.CUDAAuto}},
+	{"debian12-k80-and-l4-runfile", "debian12-k80-and-l4", choice.Want{Source: choice.SourceRunfile}},
+	{"debian12-t4-secureboot-key", "debian12-t4-secureboot", choice.Want{Signing: trustedKey}},
+	{"debian12-t4-secureboot-stranger", "debian12-t4-secureboot", choice.Want{Signing: strangeKey}},
+	{"debian12-t4-secureboot-key-runfile", "debian12-t4-secureboot", choice.Want{Signing: trustedKey, Source: choice.SourceRunfile, Driver: "535"}},
+	{"debian13-t4-distro-cuda-no-room", "debian13-t4", choice.Want{Source: choice.SourceDistro, CUDA: "12.4"}},
+	{"ubuntu2204-v100-distro-cuda", "ubuntu2204-v100", choice.Want{Source: choice.SourceDistro, CUDA: "12.4.1"}},
+	{"debian12-t4-installed-cuda-too-new", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, CUDA: "13.0"}},
+	{"debian12-t4-runfile-beside-packages", "debian12-t4-driver535", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2004-gtx750-cuda-auto-runfile", "ubuntu2004-gtx750", choice.Want{CUDA: choice.CUDAAuto, CUDASource: choice.SourceRunfile}},
+	{"ubuntu2204-t4-runfile-again", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2204-t4-runfile-to-packages", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceNVIDIA, Replace: true}},
+	{"ubuntu2204-t4-runfile-upgrade", "ubuntu2204-t4-runfile-oldkey", choice.Want{Source: choice.SourceRunfile, Driver: "580"}},
+	{"ubuntu2404-h100-cuda-12.8", "ubuntu2404-h100", choice.Want{CUDA: "12.8"}},
+	{"ubuntu2404-h100-both", "ubuntu2404-h100", choice.Want{Source: choice.SourceRunfile, CUDA: choice.CUDAAuto}},
+	{"ubuntu2404-b200-runfile", "ubuntu2404-b200", choice.Want{Source: choice.SourceRunfile}},
+	{"ubuntu2404-gh200-arm64-runfile", "ubuntu2404-gh200-arm64", choice.Want{Runfile: sentDriver}},
 	{"centos7-k80", "centos7-k80", choice.Want{}},
 	{"rhel7-p100-efi-535", "rhel7-p100-efi", choice.Want{Driver: "535"}},
 	{"ol7-v100", "ol7-v100", choice.Want{}},
@@ -91,11 +115,24 @@ var goldens = []struct {
 	{"leap16-l4", "leap16-l4", choice.Want{}},
 	{"azurelinux3-a100", "azurelinux3-a100", choice.Want{}},
 	{"azurelinux3-v100", "azurelinux3-v100", choice.Want{}},
-	{"debian12-t4-remedies", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, Firmware: true, ModuleOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
-	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
-	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
+	{"centos7-k80-runfile-390-cuda-9.1", "centos7-k80", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
+	{"rocky9-l4-runfile", "rocky9-l4", choice.Want{Source: choice.SourceRunfile}},
+	{"rocky9-l4-cuda-auto", "rocky9-l4", choice.Want{CUDA: choice.CUDAAuto}},
+	{"rocky8-v100-cuda-auto", "rocky8-v100", choice.Want{CUDA: choice.CUDAAuto}},
+	{"rhel9-h100-secureboot-key", "rhel9-h100-secureboot", choice.Want{Signing: strangeKey}},
+	{"fedora44-b200-runfile-cuda", "fedora44-b200", choice.Want{Source: choice.SourceRunfile, CUDA: "12.9.1", CUDASource: choice.SourceRunfile}},
+	{"sles15-t4-cuda-12.8", "sles15-t4", choice.Want{CUDA: "12.8"}},
+	{"azurelinux3-a100-runfile", "azurelinux3-a100", choice.Want{Source: choice.SourceRunfile}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
+
+// Files that a user would name, as the command line would describe them.
+var (
+	sentDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: strings.Repeat("cd", 32), Version: "390.42", Arch: "x86_64"}
+	sentToolkit = choice.Runfile{Name: "cuda_9.1.85_387.26_linux", SHA256: strings.Repeat("ef", 32), Version: "9.1.85", Arch: "x86_64"}
+	trustedKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "Debian Secure Boot CA", Signer: "Debian Secure Boot CA", KeyID: "6ccece7e4c6c0d1f6149f3dd27dfcc5cbb419ea1"}
+	strangeKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "somebody's key", Signer: "somebody's key", KeyID: "0102030405060708090a0b0c0d0e0f1011121314"}
+)
 
 func guestFacts(t testing.TB, name string) facts.Facts {
 	t.Helper()
@@ -194,7 +231,7 @@ func TestPlansPassShellcheck(t *testing.T) {
 	if err != nil {
 		t.Skip("no shellcheck on this machine")
 	}
-	few := []string{"debian12-gtx1050ti", "centos7-k80", "rocky9-l4", "sles15-t4-secureboot"}
+	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot"}
 	for _, g := range goldens {
 		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
 			continue
@@ -366,4 +403,39 @@ func TestKernelArgumentsOfAnEarlierRunStayUntilTheyAreDropped(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestUninstallPassesShellcheck has it read with every method's traces to take back.
+func TestUninstallPassesShellcheck(t *testing.T) {
+	bin, err := exec.LookPath("shellcheck")
+	if err != nil {
+		t.Skip("no shellcheck on this machine")
+	}
+	p, err := Build(uninstallInput(t), steps.Uninstall())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script bytes.Buffer
+	if err := p.Shell(&script); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(bin, "-s", "sh", "-S", "warning", "-")
+	cmd.Stdin = &script
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// uninstallInput is a guest in which every method left something to take back.
+func uninstallInput(t *testing.T) steps.Input {
+	t.Helper()
+	f := guestFacts(t, "ubuntu2204-t4-runfile-oldkey")
+	f.State = facts.State{Before: true, Added: []string{"dkms", "cuda-toolkit-12-8"}, Changed: []facts.Changed{{Name: "gcc", Was: "12"}}, Kept: []string{"/etc/a"},
+		Absent: []string{"/etc/b"}, Held: []string{"linux-image-generic"}, Runfile: "525.147.05", Toolkits: []string{"12.8", "9.1"}, CUDALink: "-",
+		SigningKey: true, Accounts: []string{"nvidia-persistenced"}, Services: []string{"systemd", "upstart", "sysv"}}
+	in, err := Bare(f, choice.Want{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in
 }

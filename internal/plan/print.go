@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"gpuguest/internal/action"
+	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/remedy"
 	"gpuguest/internal/sh"
@@ -24,6 +25,9 @@ func (p Plan) Text(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 	b.WriteString("\n")
 	if c := p.Choice; c.Branch != 0 {
 		fmt.Fprintf(&b, "driver %s, %s kernel modules by %s, from %s\n", p.driver(), c.Flavor, c.Modules, sourceName(c.Source))
+		if k := c.CUDA; k.Version != "" {
+			fmt.Fprintf(&b, "CUDA %s, from %s\n", toolkitName(k), map[bool]string{true: "its .run installer", false: sourceName(k.Source)}[k.Source == choice.SourceRunfile])
+		}
 		for _, why := range c.Why {
 			fmt.Fprintf(&b, "  - %s\n", why)
 		}
@@ -107,8 +111,21 @@ func sourceName(s string) string {
 		return "NVIDIA's repository"
 	case "distro":
 		return "the distribution's own packages"
+	case choice.SourceRunfile:
+		return "NVIDIA's .run installer"
 	}
 	return s
+}
+
+// toolkitName is a toolkit as what was promised: a release, or the newest of a series.
+func toolkitName(k choice.Toolkit) string {
+	switch {
+	case k.Version == "":
+		return ""
+	case k.Exact:
+		return k.Version
+	}
+	return k.Series
 }
 
 func orUnknown(s string) string {
@@ -131,10 +148,35 @@ type Document struct {
 	Modules  string           `json:"modules"`
 	Packages []string         `json:"packages"`
 	Pin      []string         `json:"pin,omitempty"`
+	Runfile  *DocumentFile    `json:"runfile,omitempty"`
+	CUDA     *DocumentCUDA    `json:"cuda,omitempty"`
 	Why      []string         `json:"why"`
 	Warnings []string         `json:"warnings,omitempty"`
 	Steps    []DocumentStep   `json:"steps"`
 	Remedies []remedy.Promise `json:"remedies,omitempty"` // what install would try by itself when a proof fails
+}
+
+// DocumentFile is an installer that the plan runs.
+type DocumentFile struct {
+	Name   string   `json:"name"`
+	URL    string   `json:"url,omitempty"` // absent: the client sends it
+	SHA256 string   `json:"sha256"`
+	Flags  []string `json:"flags"`
+}
+
+// DocumentCUDA is the toolkit that the plan installs.
+type DocumentCUDA struct {
+	Version string        `json:"version"`
+	Source  string        `json:"source"`
+	Package string        `json:"package,omitempty"`
+	Runfile *DocumentFile `json:"runfile,omitempty"`
+}
+
+func documentFile(in choice.Installer) *DocumentFile {
+	if in.Version == "" {
+		return nil
+	}
+	return &DocumentFile{Name: in.Name, URL: in.URL, SHA256: in.SHA256, Flags: in.Flags}
 }
 
 // DocumentStep is one step of a Document.
@@ -166,6 +208,10 @@ func (p Plan) JSON(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 		Distro: p.Distro.ID + ":" + p.Distro.Version, Arch: f.Arch, Kernel: f.Kernel.Running, Next: f.Kernel.Next,
 		Driver: p.driver(), Branch: p.Choice.Branch, Flavor: p.Choice.Flavor, Source: p.Choice.Source, Modules: p.Choice.Modules,
 		Packages: p.Choice.Packages, Pin: p.Choice.Pin, Why: p.Choice.Why, Warnings: p.Choice.Warnings, Remedies: p.Remedies,
+	}
+	d.Runfile = documentFile(p.Choice.Runfile)
+	if k := p.Choice.CUDA; k.Version != "" {
+		d.CUDA = &DocumentCUDA{Version: toolkitName(k), Source: k.Source, Package: k.Package, Runfile: documentFile(k.Installer)}
 	}
 	for _, it := range p.Items() {
 		s := DocumentStep{ID: it.ID, Title: it.Title, AtBoot: it.AtBoot, Fresh: it.Fresh, Check: it.Check}

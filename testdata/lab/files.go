@@ -4,7 +4,7 @@ package labfiles
 
 import "embed"
 
-// FS has the directories fakegpu, packages and guest.
+// FS has the directories fakegpu, packages, guest and runfile.
 //
-//go:embed fakegpu packages guest
+//go:embed fakegpu packages guest runfile
 var FS embed.FS

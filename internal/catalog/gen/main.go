@@ -1,4 +1,5 @@
-// Command gen writes assets/gpus.tsv and assets/vgpus.tsv from the collected tables.
+// Command gen writes assets/gpus.tsv, assets/vgpus.tsv and the tables of installers and toolkits from the
+// collected tables.
 //
 // It leaves out what repeats: a subsystem row stays only when its name differs from its device's, since
 // everything else is the same for all subsystems of a device (it fails when that is not so).
@@ -48,6 +49,7 @@ func run(from, to string) error {
 	return errors.Join(
 		os.WriteFile(filepath.Join(to, "gpus.tsv"), []byte(text), 0o644),
 		os.WriteFile(filepath.Join(to, "vgpus.tsv"), []byte(vgpuTable(vgpus)), 0o644),
+		methodTables(from, to),
 	)
 }
 
