@@ -62,10 +62,10 @@ func init() {
 		Check: func(in Input) string {
 			return lines(
 				fabricVersion(in),
-				`[ -n "$found" ] || { echo "no fabric manager of version "`+sh.Quote(fabricDriver(in))+`" is installed"; exit 1; }`,
+				`[ -n "$found" ] || { echo "no fabric manager of version" `+sh.Quote(fabricDriver(in))+` "is installed"; exit 1; }`,
 				`[ "$(systemctl is-enabled `+fabricUnit+` 2>/dev/null)" = enabled ] || { echo "`+fabricUnit+` is not enabled at boot"; exit 1; }`,
 				`[ "$(systemctl is-active `+fabricUnit+` 2>/dev/null)" = active ] || { echo "`+fabricUnit+` does not run"; journalctl -u `+fabricUnit+` -b -q --no-pager -o cat -n 10 2>/dev/null; exit 1; }`,
-				`echo "$found "`+sh.Quote(fabricDriver(in))+`" runs"`)
+				`echo "$found" `+sh.Quote(fabricDriver(in))+` "runs"`)
 		},
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages
