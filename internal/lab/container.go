@@ -100,7 +100,7 @@ func StartContainer(ctx context.Context, root ContainerRoot, spec ContainerSpec)
 	c.KeyFile = filepath.Join(c.dir, "key")
 	c.off = make(chan struct{})
 	close(c.off)
-	err = c.clear(ctx)
+	err = errors.Join(c.clear(ctx), roomForWatches())
 	for _, step := range []func(context.Context) error{l.up, c.mount, c.personalise, c.joinGroups,
 		func(ctx context.Context) error { return c.serve(cache) }, c.PowerOn} {
 		if err != nil {
@@ -112,6 +112,20 @@ func StartContainer(ctx context.Context, root ContainerRoot, spec ContainerSpec)
 		return nil, errors.Join(err, c.Close(ctx))
 	}
 	return c, nil
+}
+
+// roomForWatches lets the machine have as many inotify instances as dozens of systemds take, seven each: at the
+// kernel's 128 the nineteenth guest's network never came up.
+func roomForWatches() error {
+	const path, enough = "/proc/sys/fs/inotify/max_user_instances", 1024
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(raw))); err != nil || n >= enough {
+		return err
+	}
+	return os.WriteFile(path, []byte(strconv.Itoa(enough)), 0)
 }
 
 // clear removes what a killed process left under this guest's name.
