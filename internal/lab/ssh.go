@@ -12,16 +12,21 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// handshakeDeadline bounds one attempt to log in. QEMU accepts TCP for a guest
-// that is not there yet, so an attempt without it would hang.
-const handshakeDeadline = 5 * time.Second
+// probeDeadline and loginDeadline bound one attempt to log in. QEMU accepts TCP
+// for a guest that is not there yet, so an attempt without one would hang; a
+// guest that is there and still starting its units has taken more than five
+// seconds for a handshake.
+const (
+	probeDeadline = 5 * time.Second
+	loginDeadline = time.Minute
+)
 
 // WaitSSH waits until root can log in.
 func (vm *VM) WaitSSH(ctx context.Context) error {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		client, err := vm.SSH(ctx)
+		client, err := vm.login(ctx, probeDeadline)
 		if err == nil {
 			return client.Close()
 		}
@@ -37,7 +42,9 @@ func (vm *VM) WaitSSH(ctx context.Context) error {
 
 // SSH logs in as root, once, with the lab's key, and takes no other host key
 // than the one built into the image.
-func (vm *VM) SSH(ctx context.Context) (*ssh.Client, error) {
+func (vm *VM) SSH(ctx context.Context) (*ssh.Client, error) { return vm.login(ctx, loginDeadline) }
+
+func (vm *VM) login(ctx context.Context, deadline time.Duration) (*ssh.Client, error) {
 	key, err := os.ReadFile(vm.Image.Keys.ClientKey)
 	if err != nil {
 		return nil, err
@@ -56,7 +63,7 @@ func (vm *VM) SSH(ctx context.Context) (*ssh.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := conn.SetDeadline(time.Now().Add(handshakeDeadline)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(deadline)); err != nil {
 		conn.Close()
 		return nil, err
 	}
