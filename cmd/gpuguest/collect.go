@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -213,24 +211,7 @@ func text(s facts.Section) []byte {
 
 // writeBundle writes a bundle whole or not at all, for its owner's eyes only.
 func writeBundle(output string, m *bundle.Manifest, files []bundle.File) error {
-	// os.CreateTemp makes files of mode 0600.
-	tmp, err := os.CreateTemp(filepath.Dir(output), filepath.Base(output)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	if err := bundle.Write(tmp, m, files); err != nil {
-		tmp.Close()
-		return err
-	}
-	if err := tmp.Sync(); err != nil {
-		tmp.Close()
-		return err
-	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), output)
+	return report.Write(output, report.Private, func(w io.Writer) error { return bundle.Write(w, m, files) })
 }
 
 func (a *app) printManifest(output string, m bundle.Manifest) error {

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
+	"io"
 	"path/filepath"
 	"time"
 
@@ -13,6 +13,7 @@ import (
 	"gpuguest/internal/catalog"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/report"
 )
 
 func newFacts(a *app) *cobra.Command {
@@ -68,23 +69,10 @@ func ask(ctx context.Context, conn *guest.Conn) ([]byte, facts.Facts, error) {
 
 // saveRecording writes a recording whole or not at all.
 func saveRecording(path, host string, raw []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
+	return report.Write(path, report.Private, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "# recorded by: gpuguest facts --host %s --save %s\n%s", host, filepath.Base(path), raw)
 		return err
-	}
-	defer os.Remove(tmp.Name())
-	if _, err := fmt.Fprintf(tmp, "# recorded by: gpuguest facts --host %s --save %s\n%s", host, filepath.Base(path), raw); err != nil {
-		tmp.Close()
-		return err
-	}
-	if err := tmp.Sync(); err != nil {
-		tmp.Close()
-		return err
-	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
+	})
 }
 
 func gpuName(p facts.PCI) string {

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"gpuguest/internal/catalog"
 	"gpuguest/internal/choice"
+	"gpuguest/internal/report"
 	"gpuguest/internal/runfile"
 )
 
@@ -229,7 +231,11 @@ func (a *app) writeCert(m *methods, err error) error {
 	if old, rerr := os.ReadFile(name); rerr == nil && !bytes.Equal(old, m.certDER) {
 		return errors.Join(err, fmt.Errorf("%s is there already and holds something else: the certificate was not written out", name))
 	}
-	if werr := os.WriteFile(name, m.certDER, 0o644); werr != nil {
+	werr := report.Write(name, report.Public, func(w io.Writer) error {
+		_, err := w.Write(m.certDER)
+		return err
+	})
+	if werr != nil {
 		return errors.Join(err, werr)
 	}
 	fmt.Fprintf(a.err, "gpuguest: the certificate, ready to be enrolled: %s\n", name)

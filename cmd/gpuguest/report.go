@@ -63,7 +63,7 @@ func (r reportFiles) check() error {
 func (r reportFiles) write(guests []report.Guest) error {
 	var all []error
 	for _, f := range r.files() {
-		if err := report.Write(f.path, func(w io.Writer) error { return f.write(w, guests, time.Now()) }); err != nil {
+		if err := report.Write(f.path, report.Public, func(w io.Writer) error { return f.write(w, guests, time.Now()) }); err != nil {
 			all = append(all, fmt.Errorf("--%s: %w", f.flag, err))
 		}
 	}

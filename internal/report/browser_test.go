@@ -96,7 +96,7 @@ func (b *browser) do(steps ...chromedp.Action[chromedp.Void]) {
 func (b *browser) show(guests []Guest) {
 	b.t.Helper()
 	path := filepath.Join(b.t.TempDir(), "report.html")
-	if err := Write(path, func(w io.Writer) error { return HTML(w, guests, made) }); err != nil {
+	if err := Write(path, Public, func(w io.Writer) error { return HTML(w, guests, made) }); err != nil {
 		b.t.Fatal(err)
 	}
 	b.mu.Lock()

@@ -9,13 +9,19 @@ import (
 	"path/filepath"
 )
 
+// Public and Private are the modes of a file that Write puts somewhere: a report is for everybody to read.
+const (
+	Public  fs.FileMode = 0o644
+	Private fs.FileMode = 0o600
+)
+
 // CanWrite tells whether Write can put a file at path, and leaves nothing behind. The error says why not.
 func CanWrite(path string) error {
 	path, err := target(path)
 	if err != nil {
 		return err
 	}
-	f, err := beside(path)
+	f, err := beside(path, Private)
 	if err != nil {
 		return err
 	}
@@ -24,12 +30,12 @@ func CanWrite(path string) error {
 
 // Write puts what fill writes at path, whole or not at all: by a temporary name in the same folder and a rename, as
 // Prometheus' textfile collector asks for. A symbolic link is followed, so that it stays one.
-func Write(path string, fill func(io.Writer) error) error {
+func Write(path string, mode fs.FileMode, fill func(io.Writer) error) error {
 	path, err := target(path)
 	if err != nil {
 		return err
 	}
-	f, err := beside(path)
+	f, err := beside(path, mode)
 	if err != nil {
 		return err
 	}
@@ -64,14 +70,13 @@ func target(path string) (string, error) {
 	return filepath.EvalSymlinks(path)
 }
 
-// beside makes the temporary file, for everybody to read as a report is. Its name ends in no ".prom", which a
-// collector would read half written.
-func beside(path string) (*os.File, error) {
+// beside makes the temporary file. Its name ends in no ".prom", which a collector would read half written.
+func beside(path string, mode fs.FileMode) (*os.File, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Chmod(0o644); err != nil {
+	if err := f.Chmod(mode); err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
 	return f, nil

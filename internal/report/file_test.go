@@ -26,7 +26,7 @@ func TestAFileIsWrittenWholeOrNotAtAll(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "gpus.prom")
 	write := func(text string, err error) error {
-		return Write(path, func(w io.Writer) error {
+		return Write(path, Public, func(w io.Writer) error {
 			if _, werr := io.WriteString(w, text); werr != nil {
 				return werr
 			}
@@ -68,7 +68,7 @@ func TestASymbolicLinkStaysOne(t *testing.T) {
 	if err := os.Symlink("real", link); err != nil {
 		t.Fatal(err)
 	}
-	if err := Write(link, func(w io.Writer) error { _, err := io.WriteString(w, "x"); return err }); err != nil {
+	if err := Write(link, Private, func(w io.Writer) error { _, err := io.WriteString(w, "x"); return err }); err != nil {
 		t.Fatal(err)
 	}
 	if text, err := os.ReadFile(path); err != nil || string(text) != "x" {
@@ -90,7 +90,7 @@ func TestWhatIsNoPlainFileIsRefused(t *testing.T) {
 		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", path, err)
 		}
-		if werr := Write(path, func(io.Writer) error { return nil }); werr == nil {
+		if werr := Write(path, Public, func(io.Writer) error { return nil }); werr == nil {
 			t.Errorf("%s was written", path)
 		}
 	}
