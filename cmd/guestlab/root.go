@@ -26,6 +26,7 @@ var errCommand = errors.New("the command failed")
 type options struct {
 	suite      string
 	realDriver bool
+	installed  []string
 	components []string
 	output     string
 	logPath    string
@@ -53,6 +54,7 @@ func newRoot() *cobra.Command {
 func (o *options) addBuild(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.suite, "suite", "bookworm", "Debian's code name: bullseye, bookworm or trixie")
+	f.StringSliceVar(&o.installed, "installed", nil, "packages of the guest's own sources that it has from the start")
 	f.BoolVar(&o.realDriver, "real-driver", false, "put Debian's own nvidia modules into the image, built beforehand")
 	f.StringSliceVar(&o.components, "components", nil, "components of the guest's sources (default all four)")
 	f.StringVar(&o.logPath, "log", "", "file for the tools' raw output")
@@ -89,7 +91,7 @@ func progress(phase string, took time.Duration) {
 func (o *options) build(ctx context.Context, log io.Writer) (lab.Image, error) {
 	start := time.Now()
 	image, err := lab.Build(ctx, lab.Spec{
-		Suite: o.suite, RealDriver: o.realDriver, Components: o.components, Log: log, Progress: progress,
+		Suite: o.suite, RealDriver: o.realDriver, Installed: o.installed, Components: o.components, Log: log, Progress: progress,
 	})
 	if err == nil {
 		progress("image ready", time.Since(start))

@@ -9,7 +9,8 @@
 # WORK holds root.tar, the guest's sources.list.d/ and apt.conf, build.sources and
 # build.conf for the work done here, fakegpu/ and ssh/ (host key and
 # authorized_keys); it takes disk.raw and kernel (the kernel's version).
-# A dkms.tar in WORK, from build-driver.sh, is unpacked over the root.
+# A dkms.tar in WORK, from build-driver.sh, is unpacked over the root. Packages that
+# are named in WORK's file "installed", one a line, are installed in it.
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 work=$1
@@ -116,6 +117,33 @@ done
 echo 'debian ALL=(ALL) NOPASSWD: ALL' >mnt/etc/sudoers.d/90-debian
 chmod 440 mnt/etc/sudoers.d/90-debian
 echo 'worker:lab password' | chroot mnt chpasswd -c SHA256
+
+if [ -f installed ]; then
+	say "packages: $(tr '\n' ' ' <installed)"
+	mv mnt/etc/apt/sources.list.d away.d
+	mv mnt/etc/apt/apt.conf.d/90lab mnt/etc/resolv.conf .
+	mkdir mnt/etc/apt/sources.list.d
+	cp build.sources mnt/etc/apt/sources.list.d/build.sources
+	cp build.conf mnt/etc/apt/apt.conf.d/90build
+	cp /etc/resolv.conf mnt/etc/resolv.conf
+	printf '#!/bin/sh\nexit 101\n' >mnt/usr/sbin/policy-rc.d
+	chmod 755 mnt/usr/sbin/policy-rc.d
+	# Every kernel's initramfs is made below, once.
+	sed -i 's/^update_initramfs=.*/update_initramfs=no/' mnt/etc/initramfs-tools/update-initramfs.conf
+	chroot mnt apt-get -q -y update
+	# dkms takes a module for every kernel that has its headers.
+	DEBIAN_FRONTEND=noninteractive chroot mnt apt-get -q -y --no-install-recommends install "linux-headers-$kernel"
+	# shellcheck disable=SC2046 # a word a package
+	DEBIAN_FRONTEND=noninteractive chroot mnt apt-get -q -y --no-install-recommends install $(cat installed)
+	chroot mnt apt-get clean
+	sed -i 's/^update_initramfs=.*/update_initramfs=yes/' mnt/etc/initramfs-tools/update-initramfs.conf
+	rm -r mnt/etc/apt/sources.list.d mnt/etc/apt/apt.conf.d/90build mnt/etc/resolv.conf mnt/usr/sbin/policy-rc.d
+	mv away.d mnt/etc/apt/sources.list.d
+	mv 90lab mnt/etc/apt/apt.conf.d/
+	mv resolv.conf mnt/etc/
+	# What apt knows came by the host's way to the archive.
+	rm -rf mnt/var/lib/apt/lists/*
+fi
 
 # The running guest keeps MODULES=dep, which takes seconds under emulation where
 # "most" takes minutes; a chroot has no root device for "dep" to look at, so this
