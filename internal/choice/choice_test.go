@@ -83,7 +83,7 @@ func TestMakeDecides(t *testing.T) {
 		{name: "the distribution's when asked", as: "debian:12", gpus: []string{t4}, want: Want{Source: "distro"},
 			get: "distro 535 proprietary dkms: nvidia-kernel-dkms nvidia-smi libcuda1 libnvidia-cfg1 nvidia-persistenced", warn: "branch 535 got its last fixes in 2026-06"},
 		{name: "the distribution's open modules when asked", as: "debian:12", gpus: []string{t4}, want: Want{Source: "distro", Flavor: "open"},
-			get: "distro 535 open dkms: nvidia-open-kernel-dkms nvidia-smi libcuda1 libnvidia-cfg1 nvidia-persistenced"},
+			get: "distro 535 open dkms: nvidia-open-kernel-dkms nvidia-smi libcuda1 libnvidia-cfg1 nvidia-persistenced", warn: "535.309.01"},
 		{name: "Kepler", as: "debian:12", gpus: []string{k80},
 			get: "distro 470 proprietary dkms: nvidia-tesla-470-kernel-dkms nvidia-tesla-470-smi libnvidia-tesla-470-cuda1 libnvidia-tesla-470-cfg1 nvidia-persistenced", warn: "2024-07"},
 		{name: "Kepler where the main packages are for newer GPUs", as: "debian:11", gpus: []string{k80},
