@@ -66,31 +66,24 @@ prepare() {
 }
 
 # A package command is bracketed: the package list before it is on disk until the difference after it
-# is in the ledger. A power cut in between leaves the bracket, and the next step closes it; so does a full disk,
-# on which a list is cut short and would tell of packages that went away. A whole list ends in "end".
+# is in the ledger. A power cut in between leaves the bracket, and the next step closes it.
 open_bracket() {
 	close_bracket
-	bracket_list bracket.tmp
+	list_packages >"$S/bracket.tmp"
 	flush "$S/bracket.tmp"
 	mv -f "$S/bracket.tmp" "$S/bracket"
 }
 
-bracket_list() {
-	{ list_packages && echo end; } >"$S/$1" && [ "$(tail -n 1 "$S/$1")" = end ]
-}
-
 close_bracket() {
 	[ -e "$S/bracket" ] || return 0
+	list_packages >"$S/bracket.now"
 	# added and changed packages: "name version"; "-" in place of a version: was not there.
-	bracket_list bracket.now &&
-		awk 'NR == FNR { was[$1] = $2; next }
-			!($1 in was) { print "added", $1, "-", $2; next }
-			was[$1] != $2 { print "changed", $1, was[$1], $2 }
-			{ delete was[$1] }
-			END { for (p in was) print "removed", p, was[p], "-" }' "$S/bracket" "$S/bracket.now" >"$S/bracket.diff" &&
-		{ [ -e "$S/packages" ] || : >"$S/packages"; } &&
-		sort "$S/bracket.diff" | cat "$S/packages" - >"$S/packages.tmp" &&
-		flush "$S/packages.tmp" &&
-		mv -f "$S/packages.tmp" "$S/packages" || return
+	awk 'NR == FNR { was[$1] = $2; next }
+		!($1 in was) { print "added", $1, "-", $2; next }
+		was[$1] != $2 { print "changed", $1, was[$1], $2 }
+		{ delete was[$1] }
+		END { for (p in was) print "removed", p, was[p], "-" }' "$S/bracket" "$S/bracket.now" | sort >"$S/bracket.diff"
+	cat "$S/bracket.diff" >>"$S/packages"
+	flush "$S/packages"
 	rm -f "$S/bracket" "$S/bracket.now" "$S/bracket.diff"
 }
