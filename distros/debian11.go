@@ -9,6 +9,6 @@ func init() {
 		debianVariant(470, "tesla-470", "470.256.02", "Debian 11 non-free, nvidia-tesla-470-kernel-dkms 470.256.02-1~deb11u2"),
 		withArches(debianVariant(390, "legacy-390xx", "390.157", "Debian 11 non-free, nvidia-legacy-390xx-kernel-dkms 390.157-1~deb11u1 (amd64)"), "x86_64"),
 	}
-	d.Tested = map[string]string{SourceDistro: "real guest (container), Debian's packages of 470"}
+	d.Tested = map[string]string{SourceDistro: "real guest (container), Debian's packages built by DKMS: 470"}
 	register(d)
 }

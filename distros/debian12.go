@@ -19,7 +19,7 @@ func init() {
 	)
 	d.Tested = map[string]string{
 		SourceNVIDIA: "real guest (virtual machine and container), with a stand-in for NVIDIA's packages",
-		SourceDistro: "real guest (container), Debian's 535 packages by hand",
+		SourceDistro: "real guest (container), Debian's packages built by DKMS: proprietary",
 	}
 	register(d)
 }

@@ -19,7 +19,7 @@ import (
 
 // TestRealDriver installs Debian's own packages of NVIDIA's real driver in stock guests, whose DKMS builds the real
 // modules for the kernel that the guest's boot loader names, and takes them back. No GPU meets them. A build takes
-// minutes, with open modules many, so all of this has a switch of its own.
+// minutes, so all of this has a switch of its own.
 func TestRealDriver(t *testing.T) {
 	if os.Getenv("GPUGUEST_CONTAINER_REAL") == "" {
 		t.Skip("GPUGUEST_CONTAINER_REAL is not set")
