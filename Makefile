@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-browser test-container test-vm test-slurm lint bench deps clean
+.PHONY: build demo test test-fast test-browser test-container test-real test-vm test-slurm lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -30,6 +30,10 @@ test-browser: ## the report's page looked at in a real Chromium: sorted, filtere
 
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
+
+# Not part of "make test": each of its five builds takes ten minutes of two cores that have nothing else to do.
+test-real: deps ## Debian's own packages of NVIDIA's real driver, built by DKMS in stock guests of Debian 11, 12 and 13
+	GPUGUEST_CONTAINER_REAL=1 $(GO) test -count=1 -v -timeout 5h -run '^TestRealDriver$$' ./cmd/gpuguest
 
 test-slurm: ## the job array of docs/ in a real Slurm of one node
 	@command -v slurmctld >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge; }

@@ -171,6 +171,8 @@ exec 9>"$d/lock"
 flock -w 10 9 || exit 1
 [ ! -s "$d/pid" ] || exit 0
 echo $$ >"$d/pid"
+# How the work ended must be told also when the disk is full then.
+head -c 65536 /dev/zero >"$d/reserve" 2>/dev/null
 # A signal does not end the keeper before the work: the lock says whether the work runs.
 trap : TERM HUP INT
 umask 022
@@ -181,6 +183,10 @@ export PATH="${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/us
 sh "$d/cmd" </dev/null >>"$d/log" 2>&1 9>&-
 code=$?
 umask 077
+# The words that tell of a full disk had no room in the log.
+if [ "$code" != 0 ] && ! head -c 1048576 /dev/zero >"$d/probe" 2>/dev/null; then full=1; else full=; fi
+rm -f "$d/probe" "$d/reserve"
+if [ -n "$full" ]; then echo "gpuguest: ${d%/jobs/*}: No space left on device" >>"$d/log"; fi
 echo "$code" >"$d/exit.new"
 sync "$d/exit.new" 2>/dev/null
 mv "$d/exit.new" "$d/exit"

@@ -148,9 +148,28 @@ func (a apt) Quiet(script string) string {
 	return quiet([]string{"apt-daily.timer", "apt-daily-upgrade.timer"}, script)
 }
 
-// apt's branches are pinned by packages.
-func (a apt) Pin(Pin) string    { return ":" }
-func (a apt) Pinned(Pin) string { return ":" }
+// pinFile is where apt reads which suite the driver comes from.
+const pinFile = "/etc/apt/preferences.d/gpuguest-driver"
+
+func (p Pin) preferences() string {
+	return "# Written by gpuguest: the driver whole from one suite, also where another has newer parts of it.\n" +
+		"Package: " + strings.Join(p.Names, " ") + "\nPin: release n=" + p.Suite + "\nPin-Priority: 990\n"
+}
+
+// Branches are pinned by packages, see Offer.Pin.
+func (a apt) Pin(p Pin) string {
+	if p.Suite == "" {
+		return ":"
+	}
+	return `printf %s ` + sh.Quote(p.preferences()) + ` | put ` + sh.Quote(a.root+pinFile) + ` 0644`
+}
+
+func (a apt) Pinned(p Pin) string {
+	if p.Suite == "" {
+		return ":"
+	}
+	return `printf %s ` + sh.Quote(p.preferences()) + ` | cmp -s - ` + sh.Quote(a.root+pinFile) + ` || { echo ` + sh.Quote("the driver's packages are not taken from "+p.Suite+" alone") + `; exit 1; }`
+}
 
 // apt-get update ends well when a source could not be reached and badly when some source has no key, so
 // its exit status says little. What it prints is read instead: an error that names a source is that

@@ -26,6 +26,8 @@ func commands() []struct{ name, text string } {
 		{"purge", a.Purge("nvidia-smi", "libcuda1:amd64")},
 		{"purge awkward", a.Purge("dkms", awkward)},
 		{"downgrade", a.Downgrade("libc6", "2.36-9")},
+		{"pin", a.Pin(Pin{Suite: "bookworm", Names: []string{"*nvidia*"}})},
+		{"pinned", a.Pinned(Pin{Suite: "bookworm", Names: []string{"*nvidia*"}})},
 		{"hold", a.Hold("linux-image-amd64", awkward)},
 		{"unhold", a.Unhold("linux-image-amd64")},
 		{"held", a.Held()},

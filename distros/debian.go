@@ -80,6 +80,11 @@ func debianOwn(branch int, flavor, seen, fact string) Offer {
 	return o
 }
 
+// DebianDriverNames are patterns of apt_preferences(5) for the packages of Debian's driver.
+func DebianDriverNames() []string {
+	return []string{"*nvidia*", "libcuda1", "libcudadebugger1", "libnvcuvid1", "libnvoptix1"}
+}
+
 // debianVariant is the offer of one of Debian's packages of another branch, "tesla-470" or "legacy-390xx".
 func debianVariant(branch int, variant, seen, fact string) Offer {
 	return Offer{

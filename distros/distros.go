@@ -100,6 +100,7 @@ type Offer struct {
 	Pin                     []string // packages that pin the branch, installed before
 	Stream                  string   // template of the module stream that holds the branch, "" none
 	Lock                    bool     // the branch is kept by locking versions: the repository holds others too
+	Suite                   string   // the one suite that all of the driver must come from, "" whatever the guest's sources lead to
 	Last                    bool     // taken by itself only when no other offer serves
 	Caveat                  string   // what is not known of it and the user should hear, "" nothing
 

@@ -44,7 +44,7 @@ func Matrix() []Row {
 				return x.Source == r.Source && x.Modules == r.Modules && x.Flavor == r.Flavor && slices.Equal(x.Machines, r.Machines)
 			}
 			if i := slices.IndexFunc(rows[first:], same); i >= 0 {
-				rows[first+i].Branches += ", " + r.Branches
+				rows[first+i].Branches = join(append(strings.Split(rows[first+i].Branches, ", "), r.Branches))
 				continue
 			}
 			rows = append(rows, r)

@@ -172,6 +172,7 @@ type Pin struct {
 	Stream string   // module stream to enable: "nvidia-driver:580-open"
 	Within string   // branch or full version that Names stay within
 	Names  []string // package names
+	Suite  string   // suite of a Debian archive that Names, which may hold wildcards, are taken from
 }
 
 // None tells whether there is nothing to pin but by packages.

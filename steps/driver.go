@@ -97,7 +97,9 @@ func pinTitle(p distros.Pin) string {
 	if p.Stream != "" {
 		what = append(what, "enable module stream "+p.Stream)
 	}
-	if len(p.Names) > 0 {
+	if p.Suite != "" {
+		what = append(what, "take all of the driver from "+p.Suite)
+	} else if len(p.Names) > 0 {
 		what = append(what, "lock the driver's packages within "+p.Within)
 	}
 	return strings.Join(what, " and ")

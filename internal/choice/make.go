@@ -657,6 +657,9 @@ func (r *request) within(c candidate) distros.Pin {
 		p.Within = cmp.Or(r.wish.version, fmt.Sprint(c.branch.Number))
 		p.Names = distros.DriverNames()
 	}
+	if c.offer.Suite != "" {
+		p.Suite, p.Names = c.offer.Suite, distros.DebianDriverNames()
+	}
 	return p
 }
 

@@ -154,6 +154,10 @@ func (c *Container) clear(ctx context.Context) error {
 func (c *Container) merged() string { return filepath.Join(c.dir, "root") }
 func (c *Container) upper() string  { return filepath.Join(c.dir, "disk", "upper") }
 
+// Written is the directory of this machine with what the guest wrote: files of its root that are new or were
+// changed, whole.
+func (c *Container) Written() string { return c.upper() }
+
 func (c *Container) mount(ctx context.Context) error {
 	disk := filepath.Join(c.dir, "disk")
 	if err := errors.Join(os.MkdirAll(disk, 0o700), os.MkdirAll(c.merged(), 0o755)); err != nil {

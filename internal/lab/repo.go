@@ -214,6 +214,12 @@ func index(ctx context.Context, log io.Writer, dir, gnupg string) error {
 			return err
 		}
 	}
+	// Another process's kill of the agent would come between this one and its signatures.
+	unlock, err := lock(ctx, filepath.Join(filepath.Dir(gnupg), "locks", "signing"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	for _, args := range [][]string{
 		{"--clearsign", "--output", "InRelease"},
 		{"--armor", "--detach-sign", "--output", "Release.gpg"},
@@ -361,7 +367,7 @@ func driverPackages(ctx context.Context, s Spec, distro string) (string, error) 
 }
 
 // packagesRevision is raised when what this file builds changes but no source does.
-const packagesRevision = "2 "
+const packagesRevision = "3 "
 
 // realPackages are Debian's own whose programs go unchanged into the stand-ins.
 func realPackages() []string { return []string{"nvidia-smi", "nvidia-persistenced"} }
@@ -638,7 +644,8 @@ func pinning(name, version string) deb {
 	return deb{
 		name: "nvidia-driver-pinning-" + name, version: version + "-1", arch: "all", description: "keeps the driver at " + version,
 		provides: "nvidia-driver-pinning", conflicts: "nvidia-driver-pinning", replaces: "nvidia-driver-pinning",
-		files: []file{{"etc/apt/preferences.d/nvidia-driver-pinning-" + name, fmt.Appendf(nil,
+		// apt passes over a file whose name ends in ".05".
+		files: []file{{"etc/apt/preferences.d/nvidia-driver-pinning-" + name + ".pref", fmt.Appendf(nil,
 			"Package: %s\nPin: version %s\nPin-Priority: 1000\n", strings.Join(names, " "), pattern), 0o644}},
 	}
 }
