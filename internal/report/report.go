@@ -26,6 +26,10 @@ type Guest struct {
 	Time     time.Time           `json:"time,omitzero"` // when the run ended, UTC; zero: unknown
 	Exit     int                 `json:"exit_code"`     // what gpuguest exited with
 	Verdicts []diagnosis.Verdict `json:"verdicts,omitempty"`
+
+	// Raw is true in what the guest's own unit left: what its checks printed for programs stands in the steps' data as
+	// it was printed. Read makes of it what verify makes of it, and then it is false.
+	Raw bool `json:"raw,omitempty"`
 }
 
 // New makes the result of a run that ended at when and made gpuguest exit with exit. What the run's failure gives
