@@ -102,3 +102,57 @@ func TestThePackageManagersLastRunIsReadOverSSH(t *testing.T) {
 		})
 	}
 }
+
+// TestEachStoryIsDiagnosedOverSSH: what a guest's kernel and nvidia-smi say of each way in which a driver is not there,
+// what comes first of it, where it is put right, and what gpuguest can do.
+func TestEachStoryIsDiagnosedOverSSH(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, kernel, smi, file string // logs of testdata/logs; file: as /var/log/nvidia-installer.log
+		id, where, fix          string
+	}{
+		{"nouveau holds the GPU", "nouveau-holds-gpu.dmesg.txt", "", "", "nouveau-holds", diagnosis.Guest, "step blocklist"},
+		{"nova holds the GPU", "nova-holds-gpu.dmesg.txt", "", "", "nouveau-holds", diagnosis.Guest, "step blocklist"},
+		{"open modules on a GPU without GSP", "open-on-volta.dmesg.txt", "", "", "not-supported-open", diagnosis.User, "flavor proprietary"},
+		{"proprietary modules on Blackwell", "proprietary-on-blackwell.dmesg.txt", "", "", "requires-open", diagnosis.User, "flavor open"},
+		{"a GPU that is too old for the driver", "legacy-gpu.dmesg.txt", "", "", "legacy-gpu", diagnosis.User, ""},
+		{"a GPU that is too new for the driver", "too-new-gpu.dmesg.txt", "", "", "not-supported-release", diagnosis.User, ""},
+		{"headers gone", "", "", "installer-no-headers.log", "ni-ksrc", diagnosis.Guest, "step headers"},
+		{"a module for another kernel", "module-other-kernel.txt", "", "", "vermagic", diagnosis.Guest, "step module"},
+		{"the kernel moved and the module did not", "", "smi-no-driver.txt", "", "module-not-found", diagnosis.Guest, "step module"},
+		{"upgraded and not booted since", "api-mismatch.dmesg.txt", "smi-mismatch.txt", "", "api-mismatch", diagnosis.Guest, "reboot"},
+		{"HMM", "hmm-error-3.txt", "", "", "uvm-hmm", diagnosis.Guest, "module-option nvidia_uvm uvm_disable_hmm=1"},
+		{"no GSP firmware in the initramfs", "gsp-firmware-missing.dmesg.txt", "", "", "no-firmware", diagnosis.Guest, "step driver"},
+		{"the fabric manager of another driver", "fabric-manager.txt", "", "", "fm-version", diagnosis.Guest, "step fabric-manager"},
+		{"an empty PCI window", "bar1-empty.dmesg.txt", "", "", "bar-zero", diagnosis.Guest, "kernel-arg pci=realloc"},
+		{"an empty PCI window with pci=realloc", "bar1-empty-realloc.dmesg.txt", "", "", "bar-zero", diagnosis.Guest, "kernel-arg pci=realloc=off"},
+		{"an empty PCI window whatever is tried", "bar1-empty-realloc-off.dmesg.txt", "", "", "bar-zero", diagnosis.Host, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			g := quietGuest(t)
+			says := func(tool, log string) {
+				if log != "" {
+					file := filepath.Join(t.TempDir(), "log")
+					if err := os.WriteFile(file, []byte(recordedLog(t, log)), 0o644); err != nil {
+						t.Fatal(err)
+					}
+					g.shell.Tool(tool, "cat "+file)
+				}
+			}
+			says("dmesg", c.kernel)
+			says("nvidia-smi", c.smi)
+			if c.file != "" {
+				g.write(t, map[string]string{"var/log/nvidia-installer.log": recordedLog(t, c.file)})
+			}
+			code, out, progress := command(t, append([]string{"diagnose", "--json"}, g.flags...)...)
+			var said struct{ Verdicts []diagnosis.Verdict }
+			if err := json.Unmarshal([]byte(out), &said); err != nil || len(said.Verdicts) == 0 {
+				t.Fatalf("%v: exit %d: %s%s", err, code, out, progress)
+			}
+			if v := said.Verdicts[0]; code != exitVerify || v.ID != c.id || v.Where != c.where || v.Fix != c.fix {
+				t.Errorf("exit %d, %s in %s, fix %q: %v", code, v.ID, v.Where, v.Fix, v)
+			}
+		})
+	}
+}
