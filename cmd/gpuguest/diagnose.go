@@ -258,14 +258,7 @@ func (a *app) printVerdicts(all []diagnosis.Verdict, lines []string) error {
 		}
 		return errors.Join(a.writeJSON(said), fatal)
 	}
-	shown := 0
-	for _, v := range all {
-		if v.Severity == diagnosis.Info {
-			continue
-		}
-		shown++
-		fmt.Fprintf(a.out, "%d. %s, %s: %s\n   %s:%d: %s\n   do: %s\n", shown, v.Severity, place(v.Where), v.Cause, v.Source, v.Line, v.Evidence, v.Remedy)
-	}
+	shown := printCauses(a.out, all)
 	if shown == 0 {
 		fmt.Fprintln(a.out, "nothing known is wrong")
 	}
@@ -273,6 +266,34 @@ func (a *app) printVerdicts(all []diagnosis.Verdict, lines []string) error {
 		fmt.Fprintln(a.out, l)
 	}
 	return fatal
+}
+
+// printCauses prints each cause with what to do, and below it, in a line each, what only follows from it. It returns
+// how many causes there are.
+func printCauses(w io.Writer, all []diagnosis.Verdict) int {
+	all = slices.DeleteFunc(slices.Clone(all), func(v diagnosis.Verdict) bool { return v.Severity == diagnosis.Info })
+	told := make([]bool, len(all))
+	shown := 0
+	for i, v := range all {
+		if told[i] {
+			continue
+		}
+		shown++
+		fmt.Fprintf(w, "%d. %s, %s: %s\n   %s:%d: %s\n   do: %s\n", shown, v.Severity, place(v.Where), v.Cause, v.Source, v.Line, v.Evidence, v.Remedy)
+		head := "   what follows from it:\n"
+		for j := i + 1; j < len(all); j++ {
+			s := all[j]
+			if told[j] || !v.Explains(s) {
+				continue
+			}
+			told[j] = true
+			if s.Source != v.Source || s.Line != v.Line {
+				fmt.Fprintf(w, "%s     %s:%d: %s\n", head, s.Source, s.Line, s.Evidence)
+				head = ""
+			}
+		}
+	}
+	return shown
 }
 
 func place(where string) string {
