@@ -17,7 +17,7 @@ read -r BEGAN _ </proc/uptime
 GPUS=$(gpu_names)
 DRIVER=$(sed -n 's/^NVRM version:.* \([0-9][0-9]*\.[0-9.]*\) .*/\1/p' /proc/driver/nvidia/version 2>/dev/null)
 HOST=$(uname -n)
-KERNEL=$(uname -r)
+KERNEL=$(cat /proc/sys/kernel/osrelease 2>/dev/null || uname -r)
 NOW=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 export NONCE FIXED BEGAN GPUS DRIVER HOST KERNEL NOW
 

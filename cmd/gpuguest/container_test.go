@@ -43,6 +43,7 @@ func TestContainer(t *testing.T) {
 		{"suites", testSuites},
 		{"methods", testMethods},
 		{"fleet", testFleet},
+		{"verify at boot", testVerifyAtBoot},
 		{"real driver", testRealDriver},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, w) })

@@ -74,6 +74,42 @@ func verdicts(r engine.Report) []diagnosis.Verdict {
 // OK tells whether the run did what was asked for.
 func (g Guest) OK() bool { return g.Result == "done" }
 
+// CUDA says in a few words whether CUDA was seen to work, "" where the run was not to prove anything.
+func (g Guest) CUDA() string {
+	proves := false
+	for _, s := range g.Steps {
+		if s.ID == probeStep {
+			if s.State == engine.Failed {
+				return "fails"
+			}
+			return "works"
+		}
+		proves = proves || strings.HasPrefix(string(s.ID), "verify-") && s.ID != "verify-unit"
+	}
+	switch {
+	case proves && len(g.GPUs) == 0:
+		return "not run on a GPU yet"
+	case !proves && g.Exit != 5:
+		return ""
+	case !g.OK():
+		return "not reached"
+	}
+	return "not run"
+}
+
+// driver is the loaded driver's version and flavor, "" where none is loaded.
+func (g Guest) driver() string {
+	if g.Driver == "" {
+		return ""
+	}
+	return strings.TrimSpace(g.Driver + " " + g.Flavor)
+}
+
+// proves tells whether any of the guests' runs was to prove that CUDA works.
+func proves(guests []Guest) bool {
+	return slices.ContainsFunc(guests, func(g Guest) bool { return g.CUDA() != "" })
+}
+
 // Outcome is the run's end in a few words: "done", "verification failed", "unreachable". It goes by the exit code,
 // and by the error where a file of an earlier gpuguest has none.
 func (g Guest) Outcome() string {
