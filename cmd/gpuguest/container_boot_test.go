@@ -81,6 +81,9 @@ func testVerifyAtBoot(t *testing.T, w *world) {
 	}
 	g.verifiedAtBoot(t)
 	g.sameByUnit(t, w.must(t, exitDone, verify...).out)
+	if d := w.must(t, exitDone, slices.Concat([]string{"diagnose"}, g.reach("root"))...); d.out != "nothing known is wrong\n" {
+		t.Errorf("a false alarm: %s", d)
+	}
 	made := g.in(t, `stat -c %Y /var/lib/gpuguest/verify.json`)
 	g.again(t)
 	if unit := g.in(t, `systemctl is-active gpuguest-verify || :

@@ -50,6 +50,8 @@ var guestLogs = []guestLog{
 	{"nvidia-smi", `command -v nvidia-smi >/dev/null 2>&1 || exit 0; timeout 60 nvidia-smi 2>&1 || true`, true},
 	{"persistence daemon", `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`, true},
 	{"fabric manager", `journalctl -u nvidia-fabricmanager -b -q --no-pager -n 200 2>/dev/null || true`, true},
+	// Its own file tells what the journal does not once it has started (NVIDIA fabric manager user guide, LOG_FILE_NAME).
+	{"fabricmanager.log", `[ ! -e "$R/var/log/fabricmanager.log" ] || tail -n 200 "$R/var/log/fabricmanager.log"`, false},
 	{"dkms make.log", `for f in "$R"/var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`, false},
 	{"apt's log", `f=$R/var/log/apt/term.log; [ -e "$f" ] || exit 0; n=$(grep -n '^Log started:' "$f" | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" "$f" | tail -c 4000000`, false},
 	// dnf 4 and what rpm told it, which stands in a file of its own; dnf 5. yum 3 keeps no failure in a log.
