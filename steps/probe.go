@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -86,6 +87,12 @@ func builtProbe(in Input) bool {
 		}
 	}
 	return false
+}
+
+// WithProbe is the input of a guest in which the probe will have been built.
+func WithProbe(in Input) Input {
+	in.Facts.State.Absent = append(slices.Clone(in.Facts.State.Absent), probePath())
+	return in
 }
 
 // probeFlags are the GPUs that CUDA must see and what is asked of them, as the probe's flags.

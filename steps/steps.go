@@ -33,6 +33,8 @@ type Input struct {
 	// Unseen: the checks are for a boot to come, and the GPUs are those that the guest has then. There is one at
 	// least, or a check fails.
 	Unseen bool
+	// Proves: the plan changes nothing and proves what is there.
+	Proves bool
 }
 
 // Step is one thing to bring about in a guest.

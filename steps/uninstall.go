@@ -2,6 +2,7 @@ package steps
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -34,6 +35,20 @@ func toRestore(in Input) []string {
 	return slices.DeleteFunc(slices.Clone(in.Facts.State.Kept), func(p string) bool {
 		return p == in.Facts.Boot.Image || p == in.Facts.Boot.Config || strings.HasPrefix(p, "/boot/")
 	})
+}
+
+// emptied are the folders of absent files that are of no use without them: gpuguest's own, and those that add to a
+// unit of systemd. Any other was there before, or belongs to a package.
+func emptied(absent []string) []string {
+	var all []string
+	for _, p := range absent {
+		dir := path.Dir(p)
+		own := path.Base(dir) == "gpuguest" || path.Dir(dir) == "/etc/systemd/system" && strings.HasSuffix(dir, ".service.d")
+		if own && !slices.Contains(all, dir) {
+			all = append(all, dir)
+		}
+	}
+	return all
 }
 
 func init() {
@@ -110,6 +125,9 @@ func init() {
 			}
 			if a := in.Facts.State.Absent; len(a) > 0 {
 				script = append(script, `for f in `+sh.Join(a...)+`; do [ ! -e "$f" ] || { echo "$f was not there before"; exit 1; }; done`)
+				if dirs := emptied(a); len(dirs) > 0 {
+					script = append(script, `for d in `+sh.Join(dirs...)+`; do [ ! -d "$d" ] || [ -n "$(ls -A "$d")" ] || { echo "$d is there and empty"; exit 1; }; done`)
+				}
 			}
 			return lines(script...)
 		},
@@ -126,6 +144,10 @@ func init() {
 			}
 			if a := in.Facts.State.Absent; len(a) > 0 {
 				script = append(script, `rm -f -- `+sh.Join(a...))
+				if dirs := emptied(a); len(dirs) > 0 {
+					// What somebody else put there stays, and its folder with it.
+					script = append(script, `for d in `+sh.Join(dirs...)+`; do rmdir "$d" 2>/dev/null || :; done`)
+				}
 				if slices.ContainsFunc(a, func(p string) bool { return strings.HasPrefix(p, "/etc/systemd/system/") }) {
 					script = append(script, `systemctl daemon-reload`)
 				}

@@ -31,7 +31,31 @@ func firmwareCheck(in Input) string {
 		`[ -n "$found" ] || { echo "/lib/firmware/nvidia/$loaded holds no GSP firmware, without which the open modules start no GPU"; exit 1; }`)
 }
 
+// libraryVersions is the shell function versions: it prints the versions of a library that the guest's folders hold, a
+// line each.
+const libraryVersions = `versions() { for f in /usr/lib/*/"$1".so.[0-9]*.* /usr/lib64/"$1".so.[0-9]*.* /usr/lib/*/nvidia/*/"$1".so.[0-9]*.* /usr/lib/"$1".so.[0-9]*.*; do [ ! -e "$f" ] || echo "${f##*.so.}"; done | sort -u; }`
+
 func init() {
+	// What runs now may agree while an upgrade of half the packages waits for the next boot to break it: all of them
+	// are of the planned branch, so next-boot alone does not see it. An install sees to its packages by itself.
+	register(Step{
+		ID:     "verify-packages",
+		Title:  "verify that the next boot's module and the libraries are of one version",
+		After:  []ID{"next-boot"},
+		Fresh:  true,
+		Wanted: func(in Input) bool { return in.Proves },
+		Check: func(in Input) string {
+			return lines(
+				`module=$(modinfo -k `+sh.Quote(in.Facts.Kernel.Next)+` -F version `+sh.Quote(in.Choice.Module)+` 2>/dev/null) || module=`,
+				libraryVersions,
+				`library=$(versions libnvidia-ml)`,
+				`[ "$module" = "$library" ] || { echo "the next boot loads module ${module:-unknown}, libnvidia-ml in the guest is ${library:-missing}"; exit 1; }`,
+				`library=$(versions libcuda)`,
+				`[ "$module" = "$library" ] || [ -z "$library" ] || { echo "the next boot loads module $module, libcuda in the guest is $library"; exit 1; }`,
+				`echo "the next boot's module and the libraries are $module"`)
+		},
+		Hint: "the driver's packages are not all of one version: gpuguest install brings them there, or finish the upgrade that was begun",
+	})
 	register(Step{
 		ID:     "verify-versions",
 		Title:  "verify that module, libraries and plan agree",
@@ -46,7 +70,7 @@ func init() {
 				versionPattern(in)+`) ;;`,
 				`*) echo "the loaded module is $loaded, planned is `+planned(in)+`"; exit 1 ;;`,
 				`esac`,
-				`versions() { for f in /usr/lib/*/"$1".so.[0-9]*.* /usr/lib64/"$1".so.[0-9]*.* /usr/lib/*/nvidia/*/"$1".so.[0-9]*.* /usr/lib/"$1".so.[0-9]*.*; do [ ! -e "$f" ] || echo "${f##*.so.}"; done | sort -u; }`,
+				libraryVersions,
 				`library=$(versions libnvidia-ml)`,
 				`[ "$library" = "$loaded" ] || { echo "the loaded module is $loaded, libnvidia-ml in the guest is ${library:-missing}"; exit 1; }`,
 				// A guest that shall only have a driver may do without CUDA's library, but not with another version's.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
 )
 
 // TestModuleLibrariesAndFirmwareMustBeOfOneVersion runs verify-versions over a tree that stands for the guest's.
@@ -62,6 +63,53 @@ func TestModuleLibrariesAndFirmwareMustBeOfOneVersion(t *testing.T) {
 			code, text, _ := ask(t, script)
 			if code != c.code || !strings.Contains(text, c.text) {
 				t.Errorf("exit %d:\n%s", code, text)
+			}
+		})
+	}
+}
+
+// A half of an upgrade waits for the next boot to part module and libraries; what runs now agrees, and every version is
+// of the planned branch.
+func TestLibrariesMustBeThoseOfTheNextBootsModule(t *testing.T) {
+	s := find(t, "verify-packages")
+	in := Input{Facts: facts.Facts{Kernel: facts.Kernel{Next: "6.1.0-50-amd64"}}, Choice: choice.Choice{Module: "nvidia", Branch: 580}}
+	if s.Wanted(in) {
+		t.Error("an install proves by its own packages")
+	}
+	if in.Proves = true; !s.Wanted(in) {
+		t.Error("verify does not look")
+	}
+	root := t.TempDir()
+	for _, c := range []struct {
+		name, module, libraries string
+		code                    int
+		says                    string
+	}{
+		{"one version", "580.95.05", "libnvidia-ml.so.580.95.05 libcuda.so.580.95.05", 0, "the next boot's module and the libraries are 580.95.05"},
+		{"the module moved on", "580.95.05", "libnvidia-ml.so.580.65.06 libcuda.so.580.65.06", 1, "the next boot loads module 580.95.05, libnvidia-ml in the guest is 580.65.06"},
+		{"only libcuda stayed", "580.95.05", "libnvidia-ml.so.580.95.05 libcuda.so.580.65.06", 1, "libcuda in the guest is 580.65.06"},
+		{"no CUDA", "580.95.05", "libnvidia-ml.so.580.95.05", 0, ""},
+		{"no library", "580.95.05", "", 1, "libnvidia-ml in the guest is missing"},
+		{"no module", "", "libnvidia-ml.so.580.95.05", 1, "the next boot loads module unknown"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := filepath.Join(root, strings.ReplaceAll(c.name, " ", "-"))
+			lib := filepath.Join(dir, "usr/lib/x86_64-linux-gnu")
+			if err := os.MkdirAll(lib, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range strings.Fields(c.libraries) {
+				if err := os.WriteFile(filepath.Join(lib, f), nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			modinfo := "#!/bin/sh\n[ \"$*\" = '-k 6.1.0-50-amd64 -F version nvidia' ] || exit 99\n[ -n '" + c.module + "' ] || exit 1\necho '" + c.module + "'\n"
+			if err := os.WriteFile(filepath.Join(dir, "modinfo"), []byte(modinfo), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			code, text, _ := ask(t, strings.ReplaceAll(s.Check(in), " /usr/lib", " "+dir+"/usr/lib"), "PATH="+dir+":"+os.Getenv("PATH"))
+			if code != c.code || !strings.Contains(text, c.says) {
+				t.Errorf("exit %d: %s", code, text)
 			}
 		})
 	}

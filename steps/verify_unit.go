@@ -1,9 +1,12 @@
 package steps
 
 import (
+	"encoding/json"
+	"slices"
 	"strings"
 
 	"gpuguest/internal/action"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
 )
 
@@ -36,6 +39,17 @@ TimeoutStartSec=30min
 [Install]
 WantedBy=multi-user.target
 `
+}
+
+// Digest is Step.Read of the step with that id, in a guest with so many GPUs: for what a guest's own unit left. It is
+// false for a step that prints nothing for programs.
+func Digest(id ID, gpus int, data string) (report json.RawMessage, why string, known bool) {
+	i := slices.IndexFunc(install, func(s Step) bool { return s.ID == id })
+	if i < 0 || install[i].Read == nil {
+		return nil, "", false
+	}
+	report, why = install[i].Read(Input{Facts: facts.Facts{GPUs: make([]facts.PCI, gpus)}}, data)
+	return report, why, true
 }
 
 func init() {

@@ -46,6 +46,7 @@ func TestContainer(t *testing.T) {
 		{"disk fills", testDiskFills},
 		{"methods", testMethods},
 		{"fleet", testFleet},
+		{"verify at boot", testVerifyAtBoot},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, w) })
 	}

@@ -19,14 +19,30 @@ import (
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
 	"gpuguest/internal/remedy"
+	"gpuguest/internal/sh"
 	"gpuguest/steps"
 )
 
 // guestLog is a log that a guest is asked for: a name for the verdicts, and the script that prints it, at most
-// 4 MB of its end. One that is not there prints nothing.
+// 4 MB of its end. One that is not there prints nothing. $R stands before the paths of the guest's files.
 type guestLog struct {
 	name, script string
 	now          bool // it tells of this boot and of nothing before
+}
+
+// changing are the commands of dnf and zypper of which a failure counts. What only asks, or is run by a timer, comes
+// after them without saying anything of them.
+const changing = `[" '](install|in|reinstall|upgrade|update|up|dup|dist-upgrade|downgrade|distro-sync|remove|rm|erase|swap|module|localinstall|group)[" ']`
+
+// lastRun is sh that prints the last run in file of a package manager that met did, a pattern of awk: what an earlier
+// one failed at may long be put right. A run begins at a line that holds begins.
+func lastRun(file, begins, did string) string {
+	return `f=$R` + file + `; [ -r "$f" ] || exit 0
+tail -c 4000000 "$f" | awk ` + sh.Quote(`
+index($0, "`+begins+`") { if (did) { from = began; to = NR - 1 } began = NR; did = 0 }
+{ line[NR] = $0 }
+`+did+` { did = 1 }
+END { if (did) { from = began + !began; to = NR } for (i = from; from && i <= to; i++) print line[i] }`)
 }
 
 var guestLogs = []guestLog{
@@ -34,12 +50,19 @@ var guestLogs = []guestLog{
 	{"nvidia-smi", `command -v nvidia-smi >/dev/null 2>&1 || exit 0; timeout 60 nvidia-smi 2>&1 || true`, true},
 	{"persistence daemon", `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`, true},
 	{"fabric manager", `journalctl -u nvidia-fabricmanager -b -q --no-pager -n 200 2>/dev/null || true`, true},
-	{"dkms make.log", `for f in /var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`, false},
-	// The last run of apt: what an earlier one failed at may long be put right.
-	{"apt's log", `f=/var/log/apt/term.log; [ -e $f ] || exit 0; n=$(grep -n '^Log started:' $f | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" $f | tail -c 4000000`, false},
-	{"nvidia-installer.log", `[ ! -e /var/log/nvidia-installer.log ] || tail -c 4000000 /var/log/nvidia-installer.log`, false},
-	{"cuda-installer.log", `[ ! -e /var/log/cuda-installer.log ] || tail -c 4000000 /var/log/cuda-installer.log`, false},
-	{"gpuguest's last job", `f=$(ls -t /var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -z "$f" ] || tail -c 4000000 "$f"`, false},
+	// Its own file tells what the journal does not once it has started (NVIDIA fabric manager user guide, LOG_FILE_NAME).
+	{"fabricmanager.log", `[ ! -e "$R/var/log/fabricmanager.log" ] || tail -n 200 "$R/var/log/fabricmanager.log"`, false},
+	{"dkms make.log", `for f in "$R"/var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`, false},
+	{"apt's log", `f=$R/var/log/apt/term.log; [ -e "$f" ] || exit 0; n=$(grep -n '^Log started:' "$f" | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" "$f" | tail -c 4000000`, false},
+	// dnf 4 and what rpm told it, which stands in a file of its own; dnf 5. yum 3 keeps no failure in a log.
+	{"dnf.log", lastRun("/var/log/dnf.log", "--- logging initialized ---", `/ Command: / && /`+changing+`/`), false},
+	{"dnf.rpm.log", lastRun("/var/log/dnf.rpm.log", "--- logging initialized ---", `!/ logging initialized ---/`), false},
+	{"dnf5.log", lastRun("/var/log/dnf5.log", "DNF5 launched with arguments: ", `/DNF5 launched with arguments: / && /`+changing+`/`), false},
+	{"zypper.log", lastRun("/var/log/zypper.log", "===== Hi, me zypper", `/===== .zypper. / && /`+changing+`/`), false},
+	{"zypp's history", lastRun("/var/log/zypp/history", "|command|", `/[|]command[|]/ && /`+changing+`/`), false},
+	{"nvidia-installer.log", `[ ! -e "$R/var/log/nvidia-installer.log" ] || tail -c 4000000 "$R/var/log/nvidia-installer.log"`, false},
+	{"cuda-installer.log", `[ ! -e "$R/var/log/cuda-installer.log" ] || tail -c 4000000 "$R/var/log/cuda-installer.log"`, false},
+	{"gpuguest's last job", `f=$(ls -t "$R"/var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -z "$f" ] || tail -c 4000000 "$f"`, false},
 }
 
 func newDiagnose(a *app) *cobra.Command {
@@ -193,7 +216,7 @@ func (a *app) guestVerdicts(ctx context.Context) (now, before []diagnosis.Verdic
 }
 
 func readGuestLog(ctx context.Context, conn *guest.Conn, l guestLog) ([]diagnosis.Verdict, error) {
-	res, err := conn.Run(ctx, guest.Command{Script: l.script, Timeout: 2 * time.Minute})
+	res, err := conn.Run(ctx, guest.Command{Script: "R=${GPUGUEST_ROOT:-}\n" + l.script, Timeout: 2 * time.Minute})
 	if err != nil {
 		return nil, err
 	}
@@ -237,14 +260,7 @@ func (a *app) printVerdicts(all []diagnosis.Verdict, lines []string) error {
 		}
 		return errors.Join(a.writeJSON(said), fatal)
 	}
-	shown := 0
-	for _, v := range all {
-		if v.Severity == diagnosis.Info {
-			continue
-		}
-		shown++
-		fmt.Fprintf(a.out, "%d. %s, %s: %s\n   %s:%d: %s\n   do: %s\n", shown, v.Severity, place(v.Where), v.Cause, v.Source, v.Line, v.Evidence, v.Remedy)
-	}
+	shown := printCauses(a.out, all)
 	if shown == 0 {
 		fmt.Fprintln(a.out, "nothing known is wrong")
 	}
@@ -252,6 +268,34 @@ func (a *app) printVerdicts(all []diagnosis.Verdict, lines []string) error {
 		fmt.Fprintln(a.out, l)
 	}
 	return fatal
+}
+
+// printCauses prints each cause with what to do, and below it, in a line each, what only follows from it. It returns
+// how many causes there are.
+func printCauses(w io.Writer, all []diagnosis.Verdict) int {
+	all = slices.DeleteFunc(slices.Clone(all), func(v diagnosis.Verdict) bool { return v.Severity == diagnosis.Info })
+	told := make([]bool, len(all))
+	shown := 0
+	for i, v := range all {
+		if told[i] {
+			continue
+		}
+		shown++
+		fmt.Fprintf(w, "%d. %s, %s: %s\n   %s:%d: %s\n   do: %s\n", shown, v.Severity, place(v.Where), v.Cause, v.Source, v.Line, v.Evidence, v.Remedy)
+		head := "   what follows from it:\n"
+		for j := i + 1; j < len(all); j++ {
+			s := all[j]
+			if told[j] || !v.Explains(s) {
+				continue
+			}
+			told[j] = true
+			if s.Source != v.Source || s.Line != v.Line {
+				fmt.Fprintf(w, "%s     %s:%d: %s\n", head, s.Source, s.Line, s.Evidence)
+				head = ""
+			}
+		}
+	}
+	return shown
 }
 
 func place(where string) string {

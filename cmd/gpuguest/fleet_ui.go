@@ -30,8 +30,7 @@ type fleetUI struct {
 	spoke  time.Time
 	drawn  time.Time
 	shown  bool // the bar is on the screen
-	stop   chan struct{}
-	ended  sync.WaitGroup
+	pulse  *pulse
 }
 
 // progress is what one guest is at.
@@ -48,7 +47,7 @@ const quietLine = time.Minute
 const redraw = 100 * time.Millisecond
 
 func newFleetUI(w io.Writer, guests int) *fleetUI {
-	return &fleetUI{w: w, counts: counts{all: guests}, work: make(map[string]*progress), stop: make(chan struct{})}
+	return &fleetUI{w: w, counts: counts{all: guests}, work: make(map[string]*progress)}
 }
 
 // start begins to show; close ends it.
@@ -58,28 +57,16 @@ func (u *fleetUI) start() {
 	u.since = time.Now()
 	u.spoke = u.since
 	u.mu.Unlock()
-	u.ended.Go(func() {
-		tick := time.NewTicker(2 * redraw)
-		defer tick.Stop()
-		for {
-			select {
-			case <-u.stop:
-				return
-			case <-tick.C:
-			}
-			u.mu.Lock()
-			if u.bar == nil && time.Since(u.spoke) > quietLine {
-				u.say(fmt.Sprintf("%v%s", u.counts, u.longest()))
-			}
-			u.draw()
-			u.mu.Unlock()
+	u.pulse = beat(2*redraw, &u.mu, func() {
+		if u.bar == nil && time.Since(u.spoke) > quietLine {
+			u.say(fmt.Sprintf("%v%s", u.counts, u.longest()))
 		}
+		u.draw()
 	})
 }
 
 func (u *fleetUI) close() {
-	close(u.stop)
-	u.ended.Wait()
+	u.pulse.end()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.shown {

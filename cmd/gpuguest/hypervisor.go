@@ -229,6 +229,16 @@ func (v *vmFlags) vm() (hypervisor.VM, error) {
 	return vm, err
 }
 
+// lookFor looks at the machine and says what the VM is like; the VM's flags are read before anything is reached.
+func (v *vmFlags) lookFor(ctx context.Context, h *hostFlags) (hypervisor.Host, hypervisor.VM, error) {
+	vm, err := v.vm()
+	if err != nil {
+		return hypervisor.Host{}, vm, err
+	}
+	host, err := h.look(ctx)
+	return host, vm, err
+}
+
 func newQEMUArgs(a *app) *cobra.Command {
 	var h *hostFlags
 	var v vmFlags
@@ -240,11 +250,7 @@ with all functions, and a 64-bit window that their BARs fit in. Disks, memory an
 		Example: `  sudo gpuguest hypervisor qemu-args 41:00.0
   gpuguest hypervisor qemu-args --host root@rack1 --driver 390`,
 		RunE: func(c *cobra.Command, args []string) error {
-			vm, err := v.vm()
-			if err != nil {
-				return err
-			}
-			host, err := h.look(c.Context())
+			host, vm, err := v.lookFor(c.Context(), h)
 			if err != nil {
 				return err
 			}
@@ -282,11 +288,7 @@ addresses given.`,
 		Example: `  sudo gpuguest hypervisor libvirt-xml 41:00.0
   gpuguest hypervisor libvirt-xml --host root@rack1 --driver 390`,
 		RunE: func(c *cobra.Command, args []string) error {
-			vm, err := v.vm()
-			if err != nil {
-				return err
-			}
-			host, err := h.look(c.Context())
+			host, vm, err := v.lookFor(c.Context(), h)
 			if err != nil {
 				return err
 			}

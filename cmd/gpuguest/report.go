@@ -150,7 +150,14 @@ It exits 0 when the results could be joined, whatever they say.`,
 			if a.json {
 				return a.writeJSON(report.NewDocument(guests, time.Now()))
 			}
-			return report.Text(a.out, guests)
+			if err := report.Text(a.out, guests); err != nil {
+				return err
+			}
+			if len(guests) == 1 {
+				// Of a run of its own the cause is told as its error.
+				report.Causes(a.out, guests)
+			}
+			return nil
 		},
 	}
 	files.add(c)

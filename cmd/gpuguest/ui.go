@@ -35,17 +35,50 @@ type ui struct {
 	line  string // the last line of its output
 	since time.Time
 	drawn time.Time
+	pulse *pulse // nil where there is no bar
+}
+
+func newUI(w io.Writer, host string) *ui {
+	u := &ui{w: w, host: host}
+	if u.bar, u.width = newBar(w, 1, "reaching "+host); u.bar != nil {
+		// While a step is silent, its seconds go on.
+		u.pulse = beat(time.Second, &u.mu, u.draw)
+	}
+	return u
+}
+
+// pulse calls a function again and again until it is stopped.
+type pulse struct {
 	stop  chan struct{}
 	ended sync.WaitGroup
 }
 
-func newUI(w io.Writer, host string) *ui {
-	u := &ui{w: w, host: host, stop: make(chan struct{})}
-	if u.bar, u.width = newBar(w, 1, "reaching "+host); u.bar != nil {
-		u.ended.Add(1)
-		go u.refresh()
+// beat calls each, with mu held, once every so often; end ends it.
+func beat(every time.Duration, mu *sync.Mutex, each func()) *pulse {
+	p := &pulse{stop: make(chan struct{})}
+	p.ended.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-p.stop:
+				return
+			case <-tick.C:
+				mu.Lock()
+				each()
+				mu.Unlock()
+			}
+		}
+	})
+	return p
+}
+
+// end returns when no call is under way and none will come. A nil pulse never began.
+func (p *pulse) end() {
+	if p != nil {
+		close(p.stop)
+		p.ended.Wait()
 	}
-	return u
 }
 
 // bar is what is used of a progress bar.
@@ -72,26 +105,8 @@ func newBar(w io.Writer, most int, what string) (bar, int) {
 		progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(false), progressbar.OptionSetElapsedTime(false)), width
 }
 
-// refresh redraws the bar while a step is silent, so that its seconds go on.
-func (u *ui) refresh() {
-	defer u.ended.Done()
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-u.stop:
-			return
-		case <-tick.C:
-			u.mu.Lock()
-			u.draw()
-			u.mu.Unlock()
-		}
-	}
-}
-
 func (u *ui) close() {
-	close(u.stop)
-	u.ended.Wait()
+	u.pulse.end()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.bar != nil {

@@ -200,6 +200,7 @@ func TestVMInstallAndBack(t *testing.T) {
 		t.Fatalf("nouveau does not own the GPU before, so this test tests nothing:\n%s", before)
 	}
 	was := g.snapshot()
+	g.sound("before the install")
 
 	r, code := g.run("install", g.mirror()...)
 	if code != exitDone || r.Reboots != 1 {
@@ -233,6 +234,7 @@ func TestVMInstallAndBack(t *testing.T) {
 	if _, code = g.run("verify"); code != exitDone {
 		t.Errorf("verify: exit %d", code)
 	}
+	g.sound("with the driver")
 
 	r, code = g.run("uninstall")
 	if code != exitDone {

@@ -77,6 +77,16 @@ func (b *bench) again(ctx context.Context, host string) (timed, engine.Report, e
 	return t, r, didNothing(t.out, &r)
 }
 
+// verify runs gpuguest verify in that guest.
+func (b *bench) verify(ctx context.Context, host string) (timed, engine.Report, error) {
+	var r engine.Report
+	t, err := b.time(ctx, nil, b.gpuguest, "verify", "--host", host, "-F", b.sshConfig(), "--no-gpu", "--device", guestDevice, "--json")
+	if err != nil {
+		return t, r, err
+	}
+	return t, r, didNothing(t.out, &r)
+}
+
 // didNothing reads a report and sees that all was met.
 func didNothing(report []byte, r *engine.Report) error {
 	if err := json.Unmarshal(report, r); err != nil {
@@ -145,7 +155,7 @@ func converged(ctx context.Context, b *bench) ([]figure, error) {
 	}
 	b.net.setRTT(farRTT)
 	var figures []figure
-	var execs []float64
+	var execs, proofs []float64
 	for _, p := range places() {
 		var inGuest []float64
 		ssh := func(args ...string) (float64, error) {
@@ -161,6 +171,11 @@ func converged(ctx context.Context, b *bench) ([]figure, error) {
 				t, r, err := b.again(ctx, p.host)
 				execs = append(execs, float64(r.Execs))
 				inGuest = append(inGuest, r.GuestTime)
+				return t.seconds, err
+			}},
+			{"verify", func() (float64, error) {
+				t, r, err := b.verify(ctx, p.host)
+				proofs = append(proofs, float64(r.Execs))
 				return t.seconds, err
 			}},
 			{"one", func() (float64, error) { return ssh(s.Hold + "\n" + s.Checks) }},
@@ -198,9 +213,11 @@ func converged(ctx context.Context, b *bench) ([]figure, error) {
 				Ours: got["gpuguest"], Peer: got[peer.key], Beside: peer.words, Target: peer.target})
 		}
 		figures[len(figures)-1].Note = fmt.Sprintf("of gpuguest's time %.3f s are the two scripts and their answers' way", median(inGuest))
+		figures = append(figures, figure{What: "verify of a converged guest, " + p.name, Unit: "s", Ours: got["verify"], Note: "without a GPU: what is proved of the next boot"})
 	}
 	figures = append(figures, figure{What: "commands of a converged install", Ours: []float64{slices.Max(execs)}, Target: target{atMost, mostExecs},
-		Note: "the most of " + fmt.Sprint(len(execs)) + " runs"})
+		Note: "the most of " + fmt.Sprint(len(execs)) + " runs"},
+		figure{What: "commands of verify", Ours: []float64{slices.Max(proofs)}, Target: target{atMost, mostExecs}, Note: "the most of " + fmt.Sprint(len(proofs)) + " runs"})
 	return figures, nil
 }
 

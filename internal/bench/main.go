@@ -71,6 +71,7 @@ var rows = []row{
 	{"upload", false, uploads},
 	{"fleet", false, fleets},
 	{"page", false, pages},
+	{"log", false, logs},
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {

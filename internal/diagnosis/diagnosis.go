@@ -183,6 +183,13 @@ func Rank(verdicts []Verdict) []Verdict {
 	return sorted
 }
 
+// Explains tells whether symptom follows from cause, directly or by way of others. What an earlier boot said explains
+// nothing of today.
+func (v Verdict) Explains(symptom Verdict) bool {
+	c, err := loaded()
+	return err == nil && v.Past == symptom.Past && c.explains(v.ID, symptom.ID)
+}
+
 // Cause is the verdict on a text such as the output of a command that failed: of what such a command says, the
 // last failure is what stopped it, and what explains that one ranks first. An earlier failure that does not
 // explain it, say a package source that could not be reached and was not needed, is passed over. It is false

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -191,7 +192,8 @@ func TestABootScriptTakesItsOwnConditionAway(t *testing.T) {
 	}
 }
 
-// TestABootScriptCarriesDataThatIsOneWholeObject is about lines that a check prints for programs.
+// TestABootScriptCarriesDataThatIsOneWholeObject is about lines that a check prints for programs: of a step that nobody
+// knows, only JSON is kept.
 func TestABootScriptCarriesDataThatIsOneWholeObject(t *testing.T) {
 	t.Parallel()
 	const mark = "gpuguest: data: "
@@ -220,6 +222,93 @@ func TestABootScriptCarriesDataThatIsOneWholeObject(t *testing.T) {
 			if got := found[0].Steps[0]; string(got.Data) != want || strings.HasPrefix(got.Detail, mark) {
 				t.Errorf("%s: %q: data %s, detail %q", with, text, got.Data, got.Detail)
 			}
+		}
+	}
+}
+
+// outputs are what NVIDIA's programs print, by the step that runs them, with ways in which each can exit well and not be
+// well.
+func outputs(t *testing.T) map[steps.ID][]string {
+	t.Helper()
+	read := func(name string) string {
+		raw, err := os.ReadFile(filepath.Join("..", "..", "testdata", "outputs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, text, ok := strings.Cut(string(raw), "\n"); ok && strings.HasPrefix(string(raw), "#") {
+			return text
+		}
+		return string(raw)
+	}
+	cut := func(text, at string) string {
+		before, _, ok := strings.Cut(text, at)
+		if !ok {
+			t.Fatalf("%q is not in %s", at, text)
+		}
+		return before
+	}
+	swap := func(text, old, with string) string {
+		if !strings.Contains(text, old) {
+			t.Fatalf("%q is not in %s", old, text)
+		}
+		return strings.ReplaceAll(text, old, with)
+	}
+	t4, h100 := read("smi/v12-t4.xml"), read("smi/v13-h100.xml")
+	bandwidth, query, nv, dcgm := read("cuda/bandwidthtest-gtx1050ti.txt"), read("cuda/devicequery-gtx1050ti.txt"), read("cuda/nvbandwidth-json.txt"), read("cuda/dcgm-fail.txt")
+	return map[steps.ID][]string{
+		"verify-smi": {t4, h100, swap(h100, "\n", ""), swap(t4, "<gsp_firmware_version>535.309.01", "<gsp_firmware_version>535.261.03"),
+			swap(t4, "<gsp_firmware_version>535.309.01", "<gsp_firmware_version>N/A"), swap(h100, "00000000:2A:00.0", "00010000:2A:00.0"),
+			swap(h100, "Drain and Reset", "None"), cut(t4, "</gpu>"), "No devices were found"},
+		"verify-devicequery":   {query, cut(query, "Result = PASS"), swap(query, "Result = PASS", "Result = FAIL")},
+		"verify-bandwidthtest": {bandwidth, read("cuda/bandwidthtest-none.txt"), read("cuda/bandwidthtest-t4-pageable.txt"), cut(bandwidth, "Result = PASS"), "Device 0: x\nResult = PASS\n"},
+		"verify-nvbandwidth": {nv, read("cuda/nvbandwidth-two.txt"), swap(nv, "Waived", "Not Found"), swap(nv, "Passed", "Waived"), swap(nv, "Passed", "Error"),
+			"nvbandwidth Version: v0.8\nERROR: cuInit returned 802\n", "nvbandwidth Version: v0.8\n"},
+		"verify-dcgm": {dcgm, swap(dcgm, "Fail", "Pass"), swap(swap(dcgm, "Pass", "Skip"), "Fail", "Skip"), "Error: unable to connect\n"},
+	}
+}
+
+// TestTheUnitJudgesAsVerifyDoes runs steps whose output Go reads: the shell of the unit comes to the same result by
+// itself, and the result that gpuguest reads of it has the same data.
+func TestTheUnitJudgesAsVerifyDoes(t *testing.T) {
+	t.Parallel()
+	for id, texts := range outputs(t) {
+		for n, text := range texts {
+			t.Run(fmt.Sprintf("%s %d", id, n), func(t *testing.T) {
+				t.Parallel()
+				read := func(data string) (json.RawMessage, string) {
+					report, why, _ := steps.Digest(id, 1, data)
+					return report, why
+				}
+				it := plan.Item{ID: id, Title: "a program", Fresh: true, Check: "printf '%s\\n' " + sh.Quote(text) + " | sed 's/^/" + steps.DataMark + "/'", Read: read}
+				p := plan.Plan{Segments: []plan.Segment{{Items: []plan.Item{it}}}, Choice: choice.Choice{GPUs: []choice.GPU{{Address: "0000:01:00.0", ID: "10de:1eb8"}}}}
+				out, err := exec.Command("/bin/sh", "-c", plan.Checks(p.Distro, p.Items(), "--nonce")).Output()
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := plan.Judge(p.Items(), plan.ParseChecks(string(out), "--nonce"))[id]
+				script, err := p.BootScript(steps.Input{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for with, awk := range shells(t) {
+					exit, left, said := atBoot(t, script, awk, t.TempDir())
+					if (exit == 0) != want.Met {
+						t.Errorf("%s: exit %d, verify says %v, %s:\n%s", with, exit, want.Met, want.Why, said)
+					}
+					var own engine.Report
+					if err := json.Unmarshal(left, &own); err != nil || id == "verify-smi" && own.Steps[0].Detail != want.Why {
+						t.Errorf("%s: %v: the shell says\n%s\nverify says\n%s", with, err, own.Steps[0].Detail, want.Why)
+					}
+					found, err := report.Read("verify.json", strings.NewReader(string(left)))
+					if err != nil || len(found) != 1 || len(found[0].Steps) != 1 {
+						t.Fatalf("%s: %v in %s", with, err, left)
+					}
+					g := found[0]
+					if s := g.Steps[0]; string(s.Data) != want.Data || g.OK() != want.Met || g.Raw || !strings.Contains(s.Detail, want.Why) {
+						t.Errorf("%s: %s %q with %s, verify says\n%q with %s", with, g.Result, s.Detail, s.Data, want.Why, want.Data)
+					}
+				}
+			})
 		}
 	}
 }

@@ -131,6 +131,7 @@ func JobName(id steps.ID, script string) string {
 // Proofs works out only the steps that prove: what the next boot will find and what runs now, without the
 // actions that would bring it about and without asking whether those could be carried out.
 func Proofs(in steps.Input, all []steps.Step) (Plan, error) {
+	in.Proves = true
 	var proofs []steps.Step
 	for _, s := range all {
 		if s.Check != nil && (s.Fresh || s.Apply == nil) {

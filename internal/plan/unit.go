@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"gpuguest/assets"
@@ -22,6 +23,13 @@ func ProofsWithUnit(in steps.Input, all []steps.Step) (Plan, error) {
 	}
 	later := in
 	later.Unseen = in.Want.NoGPU && len(in.Facts.GPUs) == 0
+	first := Plan{}
+	if later.Unseen {
+		if first, err = Build(later, only(all, "probe")); err != nil {
+			return Plan{}, err
+		}
+		later = steps.WithProbe(later)
+	}
 	atBoot, err := Proofs(later, all)
 	if err != nil {
 		return Plan{}, err
@@ -29,18 +37,18 @@ func ProofsWithUnit(in steps.Input, all []steps.Step) (Plan, error) {
 	if in.BootScript, err = atBoot.BootScript(later); err != nil {
 		return Plan{}, err
 	}
-	var unit []steps.Step
-	for _, s := range all {
-		if s.ID == "verify-unit" {
-			unit = append(unit, s)
-		}
-	}
-	p, err := Build(in, unit)
+	p, err := Build(in, only(all, "verify-unit"))
 	if err != nil {
 		return Plan{}, err
 	}
-	p.Segments = append(p.Segments, now.Segments...)
+	p.Segments = slices.Concat(first.Segments, p.Segments, now.Segments)
 	return p, nil
+}
+
+// only is the step with that id.
+func only(all []steps.Step, id steps.ID) []steps.Step {
+	i := slices.IndexFunc(all, func(s steps.Step) bool { return s.ID == id })
+	return all[i : i+1]
 }
 
 // BootScript returns a script that runs the checks of every item in the guest, without gpuguest, and leaves the result

@@ -50,6 +50,7 @@ type page struct {
 	Causes      []pageCause
 	Chart       *chart // nil: nothing was measured
 	Failed      bool   // some guest failed
+	Proves      bool   // some run was to prove that CUDA works
 	Outcomes    []string
 	Columns     []column
 	Rows        []row
@@ -81,21 +82,21 @@ type pageFailure struct {
 }
 
 type row struct {
-	Index                        int
-	Host, Outcome                string
-	OK, Open                     bool
-	Cause, Where                 string
-	Driver, Flavor, Distro, GPUs string
-	Link, LinkValue              string // the slowest copy as a share of its link
-	Seconds, SecondsValue        string
-	Failure                      *pageFailure
-	Also                         []also
-	Warnings                     []string
-	Facts                        string
-	Remedies                     []engine.RemedyReport
-	Steps                        []pageStep
-	Measured                     []pageGPU
-	GPUList                      []string
+	Index                      int
+	Host, Outcome              string
+	OK, Open                   bool
+	Cause, Where               string
+	Driver, CUDA, Distro, GPUs string
+	Link, LinkValue            string // the slowest copy as a share of its link
+	Seconds, SecondsValue      string
+	Failure                    *pageFailure
+	Also                       []also
+	Warnings                   []string
+	Facts                      string
+	Remedies                   []engine.RemedyReport
+	Steps                      []pageStep
+	Measured                   []pageGPU
+	GPUList                    []string
 }
 
 type also struct {
@@ -152,6 +153,9 @@ func newPage(guests []Guest, made time.Time) page {
 		p.Columns = append(p.Columns, column{Name: "Cause"}, column{Name: "Where"})
 	}
 	p.Columns = append(p.Columns, column{Name: "Driver"}, column{Name: "Distribution"}, column{Name: "GPUs"})
+	if p.Proves = proves(guests); p.Proves {
+		p.Columns = append(p.Columns, column{Name: "CUDA"})
+	}
 	if p.Chart != nil {
 		p.Columns = append(p.Columns, column{"Link used", true})
 	}
@@ -216,7 +220,7 @@ func withCode(remedy string) template.HTML {
 func newRow(i int, g Guest, alone bool) row {
 	r := row{
 		Index: i, Host: g.Host, Outcome: g.Outcome(), OK: g.OK(), Open: alone,
-		Driver: strings.TrimSpace(g.Driver + " " + g.Flavor), Distro: strings.Replace(g.Distro, " GNU/Linux", "", 1), GPUs: models(g),
+		Driver: g.driver(), CUDA: g.CUDA(), Distro: strings.Replace(g.Distro, " GNU/Linux", "", 1), GPUs: models(g),
 		Seconds: Seconds(g.Seconds), SecondsValue: strconv.FormatFloat(g.Seconds, 'f', 1, 64),
 		Warnings: g.Warnings, GPUList: g.GPUs, Remedies: g.Remedies,
 	}

@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
+
+	"gpuguest/internal/engine"
+	"gpuguest/steps"
 )
 
 // Read reads results: values one behind the other, each a Guest as a command's --json prints it, a list of such, or
@@ -68,11 +72,48 @@ func decode(raw json.RawMessage) ([]Guest, error) {
 		if g.Host == "" || g.Result != "done" && g.Result != "failed" {
 			return nil, errors.New(`no result of a guest: it needs "host", and "result" that is done or failed`)
 		}
+		if g.Raw {
+			digest(g)
+		}
 		if g.Verdicts == nil {
 			g.Verdicts = verdicts(g.Report)
 		}
 	}
 	return found, nil
+}
+
+// digest reads what the checks of a guest's own unit printed for programs, as verify reads it. What the unit's shell
+// did not see fails the result after all.
+func digest(g *Guest) {
+	g.Raw = false
+	for i := range g.Steps {
+		s := &g.Steps[i]
+		if len(s.Data) == 0 {
+			continue
+		}
+		text := string(s.Data)
+		if s.Data[0] == '"' && json.Unmarshal(s.Data, &text) != nil {
+			text = ""
+		}
+		data, why, known := steps.Digest(s.ID, len(g.GPUs), text)
+		switch {
+		case known:
+			s.Data = data
+		case s.Data[0] == '"':
+			s.Data = nil
+		}
+		if why != "" && !strings.Contains(s.Detail, why) {
+			s.Detail = strings.TrimSpace(s.Detail + "\n" + why)
+		}
+		if why == "" || s.State == engine.Failed {
+			continue
+		}
+		s.State = engine.Failed
+		if g.OK() {
+			g.Result, g.Exit = "failed", 5
+			g.Error = &engine.Problem{Message: string(s.ID) + ": " + s.Detail, Step: s.ID}
+		}
+	}
 }
 
 // Merge joins results into one a guest, in the order of the guests' first. Of the same guest's it keeps the one that

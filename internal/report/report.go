@@ -26,6 +26,10 @@ type Guest struct {
 	Time     time.Time           `json:"time,omitzero"` // when the run ended, UTC; zero: unknown
 	Exit     int                 `json:"exit_code"`     // what gpuguest exited with
 	Verdicts []diagnosis.Verdict `json:"verdicts,omitempty"`
+
+	// Raw is true in what the guest's own unit left: what its checks printed for programs stands in the steps' data as
+	// it was printed. Read makes of it what verify makes of it, and then it is false.
+	Raw bool `json:"raw,omitempty"`
 }
 
 // New makes the result of a run that ended at when and made gpuguest exit with exit. What the run's failure gives
@@ -69,6 +73,42 @@ func verdicts(r engine.Report) []diagnosis.Verdict {
 
 // OK tells whether the run did what was asked for.
 func (g Guest) OK() bool { return g.Result == "done" }
+
+// CUDA says in a few words whether CUDA was seen to work, "" where the run was not to prove anything.
+func (g Guest) CUDA() string {
+	proves := false
+	for _, s := range g.Steps {
+		if s.ID == probeStep {
+			if s.State == engine.Failed {
+				return "fails"
+			}
+			return "works"
+		}
+		proves = proves || strings.HasPrefix(string(s.ID), "verify-") && s.ID != "verify-unit"
+	}
+	switch {
+	case proves && len(g.GPUs) == 0:
+		return "not run on a GPU yet"
+	case !proves && g.Exit != 5:
+		return ""
+	case !g.OK():
+		return "not reached"
+	}
+	return "not run"
+}
+
+// driver is the loaded driver's version and flavor, "" where none is loaded.
+func (g Guest) driver() string {
+	if g.Driver == "" {
+		return ""
+	}
+	return strings.TrimSpace(g.Driver + " " + g.Flavor)
+}
+
+// proves tells whether any of the guests' runs was to prove that CUDA works.
+func proves(guests []Guest) bool {
+	return slices.ContainsFunc(guests, func(g Guest) bool { return g.CUDA() != "" })
+}
 
 // Outcome is the run's end in a few words: "done", "verification failed", "unreachable". It goes by the exit code,
 // and by the error where a file of an earlier gpuguest has none.

@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/engine"
+	"gpuguest/steps"
 )
 
 // made is when the tests' reports are made.
@@ -266,10 +268,46 @@ func TestTextOfOneGuestNamesEachStep(t *testing.T) {
   GPU 0000:0a:00.0 NVIDIA H100 PCIe (10de:2331)
   ok      next-boot  nvidia 580.95.05 for kernel 6.1.0-50-amd64
   FAILED  module     
-gpu-bar: failed, driver 580.95.05 open, 1 reboot, 9 commands over 2 connections in 6 min 52 s
+gpu-bar: failed, driver 580.95.05 open, CUDA not reached, 1 reboot, 9 commands over 2 connections in 6 min 52 s
 `
 	if b.String() != want {
 		t.Errorf("printed\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+// Where no GPU was there, or no proof came to CUDA, that is told in a column of its own, as text and on the page.
+func TestWhetherCUDAWorksIsAColumn(t *testing.T) {
+	step := func(id steps.ID, state string) engine.StepReport { return engine.StepReport{ID: id, State: state} }
+	gpus := []string{"0000:0a:00.0 NVIDIA L4 (10de:27b8)"}
+	guests := []Guest{
+		{Report: engine.Report{Host: "works", Result: "done", GPUs: gpus, Steps: []engine.StepReport{step("verify-smi", engine.Met), step("verify-cuda", engine.Met)}}},
+		{Report: engine.Report{Host: "fails", Result: "failed", GPUs: gpus, Steps: []engine.StepReport{step("verify-smi", engine.Met), step("verify-cuda", engine.Failed)}}, Exit: 5},
+		{Report: engine.Report{Host: "not-reached", Result: "failed", GPUs: gpus, Steps: []engine.StepReport{step("module", engine.Failed)}}, Exit: 5},
+		{Report: engine.Report{Host: "not-asked", Result: "done", GPUs: gpus, Steps: []engine.StepReport{step("verify-smi", engine.Met)}}},
+		{Report: engine.Report{Host: "image", Result: "done", Flavor: "open", Steps: []engine.StepReport{step("verify-offline", engine.Met)}}},
+		{Report: engine.Report{Host: "removed", Result: "done", GPUs: gpus, Steps: []engine.StepReport{step("removed", engine.Met)}}},
+	}
+	var text, page bytes.Buffer
+	if err := errors.Join(Text(&text, guests), HTML(&page, guests, time.Unix(1790000000, 0))); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"works", "fails", "not reached", "not run", "not run on a GPU yet", ""} {
+		if got := guests[i].CUDA(); got != want {
+			t.Errorf("%s: CUDA %q, want %q", guests[i].Host, got, want)
+		}
+	}
+	if !strings.Contains(text.String(), "0 GPUs  CUDA not run on a GPU yet") || !strings.Contains(text.String(), "CUDA not asked") {
+		t.Errorf("printed\n%s", text.String())
+	}
+	for _, part := range []string{"<button type=\"button\">CUDA</button>", `<td class="one">not run on a GPU yet</td>`, `<td class="one bad">fails</td>`} {
+		if !strings.Contains(page.String(), part) {
+			t.Errorf("the page has no %s", part)
+		}
+	}
+	// Of runs that were to prove nothing there is no such column.
+	page.Reset()
+	if err := HTML(&page, guests[5:], time.Unix(1790000000, 0)); err != nil || strings.Contains(page.String(), ">CUDA<") {
+		t.Errorf("%v: a column about nothing", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -50,7 +51,10 @@ func one(w io.Writer, g Guest) {
 	if len(g.Steps) > 0 {
 		fmt.Fprintf(w, "%s: %s", g.Host, g.Result)
 		if g.Driver != "" {
-			fmt.Fprintf(w, ", driver %s %s", g.Driver, g.Flavor)
+			fmt.Fprintf(w, ", driver %s", g.driver())
+		}
+		if c := g.CUDA(); c != "" {
+			fmt.Fprintf(w, ", CUDA %s", c)
 		}
 		fmt.Fprintf(w, ", %s, %d commands over %s in %s\n", Count(g.Reboots, "reboot"), g.Execs, Count(g.Connections, "connection"), Seconds(g.Seconds))
 	}
@@ -75,11 +79,20 @@ func many(w io.Writer, guests []Guest) {
 	fmt.Fprintln(w, Summarise(guests).Line())
 	if len(guests) <= lineEach {
 		tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		cuda := func(Guest) string { return "" }
+		if proves(guests) {
+			cuda = func(g Guest) string { return "\tCUDA " + cmp.Or(g.CUDA(), "not asked") }
+		}
 		for _, g := range guests {
-			fmt.Fprintf(tab, "  %s\t%s\t%s\t%s\t%s\n", plain(g.Host), g.Outcome(), plain(strings.TrimSpace(g.Driver+" "+g.Flavor)), Count(len(g.GPUs), "GPU"), Seconds(g.Seconds))
+			fmt.Fprintf(tab, "  %s\t%s\t%s\t%s%s\t%s\n", plain(g.Host), g.Outcome(), plain(g.driver()), Count(len(g.GPUs), "GPU"), cuda(g), Seconds(g.Seconds))
 		}
 		tab.Flush()
 	}
+	Causes(w, guests)
+}
+
+// Causes writes why guests failed, each cause once, with the guests that have it and what to do.
+func Causes(w io.Writer, guests []Guest) {
 	for i, group := range Groups(guests) {
 		fmt.Fprintf(w, "%d. %s\n", i+1, plain(group.Title()))
 		fmt.Fprintf(w, "   %s: %s\n", Count(len(group.Guests), "guest"), names(group.Guests, 8))

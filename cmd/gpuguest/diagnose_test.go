@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"gpuguest/internal/diagnosis"
+)
+
+// recordedLog is a log of testdata/logs as text.
+func recordedLog(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("../../testdata/logs", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.HasSuffix(name, ".gz") {
+		zip, err := gzip.NewReader(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err = io.ReadAll(zip); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return string(data)
+}
+
+// diagnosed are the ids that diagnose finds in the pretend guest, over SSH.
+func (g *inProcess) diagnosed(t *testing.T) []string {
+	t.Helper()
+	code, out, progress := command(t, append([]string{"diagnose", "--json"}, g.flags...)...)
+	var said struct{ Verdicts []diagnosis.Verdict }
+	if err := json.Unmarshal([]byte(out), &said); err != nil {
+		t.Fatalf("%v: exit %d: %s%s", err, code, out, progress)
+	}
+	ids := []string{}
+	for _, v := range said.Verdicts {
+		if v.Severity != diagnosis.Info {
+			ids = append(ids, v.ID)
+		}
+	}
+	return ids
+}
+
+// quietGuest is a pretend guest whose kernel and tools have nothing to tell.
+func quietGuest(t *testing.T) *inProcess {
+	t.Helper()
+	g := newInProcess(t)
+	for _, quiet := range []string{"dmesg", "journalctl", "nvidia-smi"} {
+		g.shell.Tool(quiet, "exit 0")
+	}
+	return g
+}
+
+// A package manager's log keeps every run. What counts is the last that was to change something: an earlier failure
+// may be put right, and a question or a timer's run that came after says nothing of it.
+func TestThePackageManagersLastRunIsReadOverSSH(t *testing.T) {
+	t.Parallel()
+	dnf, good := recordedLog(t, "dnf-no-dkms.dnf.log"), recordedLog(t, "clean-dnf.log")
+	asked := strings.ReplaceAll(strings.ReplaceAll(recordedLog(t, "clean-dnf.log"), " install ", " repoquery "), "Base command: install", "Base command: repoquery")
+	const dnf5 = `2026-11-22T21:14:02+0000 [2210] INFO --- DNF5 launched with arguments: "dnf -y install kmod-nvidia-open-dkms" ---
+2026-11-22T21:14:03+0000 [2210] ERROR Problem: nothing provides dkms needed by kmod-nvidia-open-dkms-3:595.71.05-1.fc43.noarch from cuda-fedora43-x86_64
+`
+	const dnf5Good = `2026-11-22T21:15:02+0000 [2311] INFO --- DNF5 launched with arguments: "dnf -y install kmod-nvidia-open-dkms" ---
+2026-11-22T21:15:03+0000 [2311] INFO DNF5 finished
+`
+	history, historyGood := recordedLog(t, "zypper-disk-full.history.txt"), recordedLog(t, "clean-zypp-history.txt")
+	zypper, zypperGood := recordedLog(t, "zypper-needs.zypper.log.gz"), recordedLog(t, "clean-zypper.log.gz")
+	noEPEL := []string{"dnf-dkms", "rpm-nothing-provides", "rpm-unresolved"}
+	for _, c := range []struct {
+		name, file, log string
+		want            []string
+	}{
+		{"dnf failed", "dnf.log", dnf, noEPEL},
+		{"dnf failed after it had been well", "dnf.log", good + dnf, noEPEL},
+		{"dnf failed and was asked something since", "dnf.log", dnf + asked, noEPEL},
+		{"dnf failed and was well since", "dnf.log", dnf + good, nil},
+		{"dnf was only asked", "dnf.log", asked, nil},
+		{"a script failed", "dnf.rpm.log", recordedLog(t, "dnf-post-script.rpm.log"), []string{"dkms-bad-return", "rpm-scriptlet-warned"}},
+		{"dnf 5 failed", "dnf5.log", dnf5, []string{"dnf-dkms", "rpm-nothing-provides"}},
+		{"dnf 5 failed and was well since", "dnf5.log", dnf5 + dnf5Good, nil},
+		{"zypper failed", "zypper.log", zypperGood + zypper, []string{"rpm-nothing-provides"}},
+		{"zypper failed and was well since", "zypper.log", zypper + zypperGood, nil},
+		{"zypper installed on a full disk", "zypp/history", historyGood + history, []string{"rpm-no-space"}},
+		{"and was well since", "zypp/history", history + historyGood, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			g := quietGuest(t)
+			g.write(t, map[string]string{"var/log/" + c.file: c.log})
+			if got := g.diagnosed(t); !slices.Equal(got, c.want) {
+				t.Errorf("%v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// TestEachStoryIsDiagnosedOverSSH: what a guest's kernel and nvidia-smi say of each way in which a driver is not there,
+// what comes first of it, where it is put right, and what gpuguest can do.
+func TestEachStoryIsDiagnosedOverSSH(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, kernel, smi, file string // logs of testdata/logs; file: as /var/log/nvidia-installer.log
+		id, where, fix          string
+	}{
+		{"nouveau holds the GPU", "nouveau-holds-gpu.dmesg.txt", "", "", "nouveau-holds", diagnosis.Guest, "step blocklist"},
+		{"nova holds the GPU", "nova-holds-gpu.dmesg.txt", "", "", "nouveau-holds", diagnosis.Guest, "step blocklist"},
+		{"open modules on a GPU without GSP", "open-on-volta.dmesg.txt", "", "", "not-supported-open", diagnosis.User, "flavor proprietary"},
+		{"proprietary modules on Blackwell", "proprietary-on-blackwell.dmesg.txt", "", "", "requires-open", diagnosis.User, "flavor open"},
+		{"a GPU that is too old for the driver", "legacy-gpu.dmesg.txt", "", "", "legacy-gpu", diagnosis.User, ""},
+		{"a GPU that is too new for the driver", "too-new-gpu.dmesg.txt", "", "", "not-supported-release", diagnosis.User, ""},
+		{"headers gone", "", "", "installer-no-headers.log", "ni-ksrc", diagnosis.Guest, "step headers"},
+		{"a module for another kernel", "module-other-kernel.txt", "", "", "vermagic", diagnosis.Guest, "step module"},
+		{"the kernel moved and the module did not", "", "smi-no-driver.txt", "", "module-not-found", diagnosis.Guest, "step module"},
+		{"upgraded and not booted since", "api-mismatch.dmesg.txt", "smi-mismatch.txt", "", "api-mismatch", diagnosis.Guest, "reboot"},
+		{"HMM", "hmm-error-3.txt", "", "", "uvm-hmm", diagnosis.Guest, "module-option nvidia_uvm uvm_disable_hmm=1"},
+		{"no GSP firmware in the initramfs", "gsp-firmware-missing.dmesg.txt", "", "", "no-firmware", diagnosis.Guest, "step driver"},
+		{"the fabric manager of another driver", "fabric-manager.txt", "", "", "fm-version", diagnosis.Guest, "step fabric-manager"},
+		{"an empty PCI window", "bar1-empty.dmesg.txt", "", "", "bar-zero", diagnosis.Guest, "kernel-arg pci=realloc"},
+		{"an empty PCI window with pci=realloc", "bar1-empty-realloc.dmesg.txt", "", "", "bar-zero", diagnosis.Guest, "kernel-arg pci=realloc=off"},
+		{"an empty PCI window whatever is tried", "bar1-empty-realloc-off.dmesg.txt", "", "", "bar-zero", diagnosis.Host, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			g := quietGuest(t)
+			says := func(tool, log string) {
+				if log != "" {
+					file := filepath.Join(t.TempDir(), "log")
+					if err := os.WriteFile(file, []byte(recordedLog(t, log)), 0o644); err != nil {
+						t.Fatal(err)
+					}
+					g.shell.Tool(tool, "cat "+file)
+				}
+			}
+			says("dmesg", c.kernel)
+			says("nvidia-smi", c.smi)
+			if c.file != "" {
+				g.write(t, map[string]string{"var/log/nvidia-installer.log": recordedLog(t, c.file)})
+			}
+			code, out, progress := command(t, append([]string{"diagnose", "--json"}, g.flags...)...)
+			var said struct{ Verdicts []diagnosis.Verdict }
+			if err := json.Unmarshal([]byte(out), &said); err != nil || len(said.Verdicts) == 0 {
+				t.Fatalf("%v: exit %d: %s%s", err, code, out, progress)
+			}
+			if v := said.Verdicts[0]; code != exitVerify || v.ID != c.id || v.Where != c.where || v.Fix != c.fix {
+				t.Errorf("exit %d, %s in %s, fix %q: %v", code, v.ID, v.Where, v.Fix, v)
+			}
+		})
+	}
+}
