@@ -283,9 +283,22 @@ func oneLine(s string) error {
 	return errors.New(s)
 }
 
-// execOnce opens one channel, runs the line and waits for its end, or for ctx's.
+// execOnce runs the call with this privilege, packed where that is faster. The caller's input can be sent only once,
+// so with it nothing is packed: where the guest cannot unpack, all is sent again.
 func (c *Conn) execOnce(ctx context.Context, k call, p privilege) (Result, error) {
 	line, first := compose(k, p)
+	if k.stdin == nil && c.packs(line) {
+		res, err := c.execLine(ctx, k, pack(line), first)
+		if err != nil || !c.refusedPack(res, k.stderr.bytes()) {
+			return res, err
+		}
+		k.stderr.reset()
+	}
+	return c.execLine(ctx, k, line, first)
+}
+
+// execLine opens one channel, runs the line and waits for its end, or for ctx's.
+func (c *Conn) execLine(ctx context.Context, k call, line string, first []byte) (Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	sess, err := c.session(ctx)
