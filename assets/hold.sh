@@ -43,12 +43,12 @@ if [ -n "$pack" ]; then
 	# The exit code goes past gzip, which has the script's output.
 	exec 3>&1
 	code=$({ {
-		sh -c "$script" gpuguest 3>&- 4>&- 9>&- </dev/null
+		(set -- && eval "$script") 3>&- 4>&- 9>&- </dev/null
 		echo $? >&4
 	} | gzip -c >&3; } 4>&1)
 	exec 3>&-
 else
-	sh -c "$script" gpuguest 9>&- </dev/null
+	(set -- && eval "$script") 9>&- </dev/null
 	code=$?
 fi
 printf '\n%s exit %s\n' "$token" "$code" >&2

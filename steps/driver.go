@@ -51,6 +51,7 @@ func init() {
 		Title: "install the driver",
 		After: []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
 		Late:  needsFreeGPU,
+		Asks:  asksModule,
 		Check: func(in Input) string {
 			if byRunfile(in) {
 				return lines(runfileCheck, moduleCheck(in))
@@ -145,6 +146,14 @@ func moduleCheck(in Input) string {
 		`[ "$license" = `+sh.Quote(in.Choice.License)+` ] || { echo "the $name module's license is $license, so it is not the `+in.Choice.Flavor+` flavor"; exit 1; }`,
 		`[ "${vermagic%% *}" = "$next" ] || { echo "the $name module was built for kernel ${vermagic%% *}, the next boot starts $next"; exit 1; }`,
 		`echo "$name $version ($license) for kernel $next"`)
+}
+
+// asksModule are the words of modinfo's call in moduleCheck.
+func asksModule(in Input) []string {
+	if in.Facts.Kernel.Next == "" {
+		return nil
+	}
+	return []string{"modinfo", "-k", in.Facts.Kernel.Next, in.Choice.Module}
 }
 
 func planned(in Input) string {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 
 	"gpuguest/assets"
@@ -132,6 +134,7 @@ func Checks(d distros.Distro, items []Item, nonce string) string {
 	if len(items) > 1 && d.Packages != nil {
 		b.WriteString(d.Packages.Snapshot() + "\n")
 	}
+	b.WriteString(asked(items))
 	for _, it := range items {
 		if it.Fresh {
 			fmt.Fprintf(&b, "if [ -z \"$open\" ]; then\n")
@@ -143,6 +146,49 @@ func Checks(d distros.Distro, items []Item, nonce string) string {
 		} else {
 			b.WriteString("[ $code -eq 0 ] || open=1\n")
 		}
+	}
+	return b.String()
+}
+
+// isEnabled answers systemctl is-enabled for a unit whose link is where enabling puts it and which nothing masks; what
+// systemd looks at itself, without a program and its talk with the manager. All else it passes on.
+const isEnabled = `systemctl() {
+	if [ "$1 $#" = "is-enabled 2" ] && ! [ -L "/etc/systemd/system/$2" ] && ! [ -L "/run/systemd/system/$2" ]; then
+		for l in /etc/systemd/system/*.wants/"$2"; do
+			if [ -L "$l" ] && [ -f "$l" ]; then
+				echo enabled
+				return 0
+			fi
+		done
+	fi
+	command systemctl "$@"
+}
+`
+
+// asked returns what has the commands that several items ask for run once: a function of each program's name, which
+// answers as it did and passes all other calls on.
+func asked(items []Item) string {
+	count := make(map[string]int)
+	for _, it := range items {
+		count[it.Asks]++
+	}
+	var b strings.Builder
+	answers := make(map[string]string) // program → the branches of its function
+	for _, it := range items {
+		if it.Asks == "" || count[it.Asks] < 2 {
+			continue
+		}
+		count[it.Asks] = 0
+		program, args, _ := strings.Cut(it.Asks, " ")
+		name := fmt.Sprintf("gpuguest_said_%d", len(answers))
+		fmt.Fprintf(&b, "%s=$(%s %s 2>/dev/null)\n%[1]s_code=$?\n", name, program, sh.Join(strings.Fields(args)...))
+		answers[program] += fmt.Sprintf("\t%s)\n\t\tif [ -n \"$%s\" ]; then printf '%%s\\n' \"$%[2]s\"; fi\n\t\treturn \"$%[2]s_code\"\n\t\t;;\n", sh.Quote(args), name)
+	}
+	if slices.ContainsFunc(items, func(it Item) bool { return strings.Contains(it.Check, "systemctl is-enabled ") }) {
+		b.WriteString(isEnabled)
+	}
+	for _, program := range slices.Sorted(maps.Keys(answers)) {
+		fmt.Fprintf(&b, "%s() {\n\tcase \"$*\" in\n%s\tesac\n\tcommand %[1]s \"$@\"\n}\n", program, answers[program])
 	}
 	return b.String()
 }
