@@ -47,11 +47,11 @@ func init() {
 		Hint: "the repository may not carry this branch or version: --driver names another",
 	})
 	register(Step{
-		ID:    "driver",
-		Title: "install the driver",
-		After: []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
-		Late:  needsFreeGPU,
-		Asks:  asksModule,
+		ID:     "driver",
+		Title:  "install the driver",
+		After:  []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
+		Late:   needsFreeGPU,
+		Module: moduleWords,
 		Check: func(in Input) string {
 			if byRunfile(in) {
 				return lines(runfileCheck, moduleCheck(in))
@@ -148,12 +148,12 @@ func moduleCheck(in Input) string {
 		`echo "$name $version ($license) for kernel $next"`)
 }
 
-// asksModule are the words of modinfo's call in moduleCheck.
-func asksModule(in Input) []string {
+// moduleWords are the words of modinfo's call in moduleCheck.
+func moduleWords(in Input) string {
 	if in.Facts.Kernel.Next == "" {
-		return nil
+		return ""
 	}
-	return []string{"modinfo", "-k", in.Facts.Kernel.Next, in.Choice.Module}
+	return sh.Join("-k", in.Facts.Kernel.Next, in.Choice.Module)
 }
 
 func planned(in Input) string {

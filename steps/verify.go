@@ -124,7 +124,7 @@ func init() {
 		Wanted: func(in Input) bool {
 			return in.Want.NoGPU && !hasGPU(in)
 		},
-		Asks: asksModule,
+		Module: moduleWords,
 		Check: func(in Input) string {
 			return lines(
 				moduleCheck(in),

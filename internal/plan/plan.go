@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"strings"
 
 	"gpuguest/distros"
 	"gpuguest/internal/action"
@@ -40,7 +39,7 @@ type Item struct {
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Late    bool            // with Fresh: it changes the guest, and waits only because what it needs takes a boot
 	Hint    string
-	Asks    string // a command whose answer the check reads, as other checks do: its words with a blank between; "" none
+	Module  string // the words for modinfo of the module that the check asks about, as others do: "-k RELEASE NAME"; "" none
 
 	// Read turns what the check printed behind steps.DataMark into what reports carry; see steps.Step.Read.
 	Read func(data string) (report json.RawMessage, why string)
@@ -93,8 +92,8 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		if s.AtBoot != nil {
 			item.AtBoot = s.AtBoot(in)
 		}
-		if s.Asks != nil {
-			item.Asks = strings.Join(s.Asks(in), " ")
+		if s.Module != nil {
+			item.Module = s.Module(in)
 		}
 		if s.Read != nil {
 			item.Read = func(data string) (json.RawMessage, string) { return s.Read(in, data) }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
-	"maps"
 	"slices"
 	"strings"
 
@@ -165,30 +164,42 @@ const isEnabled = `systemctl() {
 }
 `
 
-// asked returns what has the commands that several items ask for run once: a function of each program's name, which
-// answers as it did and passes all other calls on.
+// asked returns what has the modules that several items ask modinfo for looked up once: a function of that name, which
+// answers with the fields that checks read, exits as modinfo did, and passes all other calls on. sh reads an answer byte
+// by byte, and a driver's has kilobytes of aliases and parameters.
 func asked(items []Item) string {
 	count := make(map[string]int)
 	for _, it := range items {
-		count[it.Asks]++
+		count[it.Module]++
 	}
-	var b strings.Builder
-	answers := make(map[string]string) // program → the branches of its function
+	var b, cases strings.Builder
+	n := 0
 	for _, it := range items {
-		if it.Asks == "" || count[it.Asks] < 2 {
+		if it.Module == "" || count[it.Module] < 2 {
 			continue
 		}
-		count[it.Asks] = 0
-		program, args, _ := strings.Cut(it.Asks, " ")
-		name := fmt.Sprintf("gpuguest_said_%d", len(answers))
-		fmt.Fprintf(&b, "%s=$(%s %s 2>/dev/null)\n%[1]s_code=$?\n", name, program, sh.Join(strings.Fields(args)...))
-		answers[program] += fmt.Sprintf("\t%s)\n\t\tif [ -n \"$%s\" ]; then printf '%%s\\n' \"$%[2]s\"; fi\n\t\treturn \"$%[2]s_code\"\n\t\t;;\n", sh.Quote(args), name)
+		count[it.Module] = 0
+		n++
+		fmt.Fprintf(&b, `gpuguest_said=$(modinfo %[1]s 2>/dev/null)
+gpuguest_code_%[2]d=$?
+gpuguest_info_%[2]d=
+set -f
+IFS='
+'
+for l in $gpuguest_said; do
+	case $l in version:* | license:* | vermagic:* | signer:*) gpuguest_info_%[2]d="$gpuguest_info_%[2]d$l
+" ;; esac
+done
+unset IFS
+set +f
+`, it.Module, n)
+		fmt.Fprintf(&cases, "\t%[1]s)\n\t\tprintf %%s \"$gpuguest_info_%[2]d\"\n\t\treturn \"$gpuguest_code_%[2]d\"\n\t\t;;\n", sh.Quote(it.Module), n)
+	}
+	if n > 0 {
+		b.WriteString("modinfo() {\n\tcase \"$*\" in\n" + cases.String() + "\tesac\n\tcommand modinfo \"$@\"\n}\n")
 	}
 	if slices.ContainsFunc(items, func(it Item) bool { return strings.Contains(it.Check, "systemctl is-enabled ") }) {
 		b.WriteString(isEnabled)
-	}
-	for _, program := range slices.Sorted(maps.Keys(answers)) {
-		fmt.Fprintf(&b, "%s() {\n\tcase \"$*\" in\n%s\tesac\n\tcommand %[1]s \"$@\"\n}\n", program, answers[program])
 	}
 	return b.String()
 }
