@@ -8,7 +8,8 @@
 # marks, so whatever a file or a command holds, it cannot forge a section.
 #
 # What the output means is worked out in internal/facts: the script only fetches. It forks as little as it
-# can (a fork costs milliseconds in an emulated guest): sh reads small files itself, one awk reads all others.
+# can (a fork costs milliseconds in an emulated guest): sh reads small files itself, one awk reads all others, and
+# what others must answer is asked for meanwhile. So the order of the sections means nothing.
 #
 # GPUGUEST_ROOT, GPUGUEST_SYS: read a recorded tree in place of / and /sys; nothing live is asked then.
 # GPUGUEST_FULL=1: ask what the package manager offers even when an NVIDIA driver is installed.
@@ -25,7 +26,7 @@ TAB='	'
 T=
 TP=
 if command -v timeout >/dev/null 2>&1; then
-	T='timeout 10'
+	T='timeout 20'
 	TP='timeout 90'
 fi
 
@@ -39,7 +40,73 @@ get() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# asked prints the sections for which systemd or a file system must answer, and either may hang: one limit for all.
+asked() {
+	if [ -n "$R" ]; then
+		if [ -d "$R/run/systemd/system" ]; then
+			sec units
+			out "systemd${TAB}1"
+			why "not asked: a recorded tree"
+		else
+			sec units
+		fi
+		sec virt
+		why "not asked: a recorded tree"
+		sec disks
+		why "not asked: a recorded tree"
+		return
+	fi
+	# shellcheck disable=SC2016 # the inner shell's own
+	$T sh -c '
+	sec() { printf "== %s\n" "$1"; }
+	why() { printf "!%s\n" "$*"; }
+	have() { command -v "$1" >/dev/null 2>&1; }
+	virt=
+	sec units
+	if [ -d /run/systemd/system ]; then
+		printf "|systemd\t1\n"
+		if have systemctl; then
+			state=
+			# The manager keeps both words since systemd 215: is-system-running and systemd-detect-virt print them.
+			for l in $(systemctl show -p SystemState -p Virtualization 2>/dev/null); do
+				case $l in
+				SystemState=?*) state=${l#*=} ;;
+				Virtualization=) virt=none ;;
+				Virtualization=*) virt=${l#*=} ;;
+				esac
+			done
+			if [ -z "$state" ]; then
+				state=$(systemctl is-system-running 2>/dev/null)
+			fi
+			if [ -n "$state" ]; then printf "|state\t%s\n" "$state"; else why "systemctl gave no answer"; fi
+			systemctl show -p Id -p LoadState -p ActiveState -p UnitFileState nvidia-persistenced.service \
+				nvidia-fabricmanager.service apt-daily.timer apt-daily-upgrade.timer apt-daily.service \
+				apt-daily-upgrade.service unattended-upgrades.service packagekit.service display-manager.service \
+				2>/dev/null | while IFS= read -r l; do printf "|u\t%s\n" "$l"; done
+		else
+			why "systemctl not found"
+		fi
+	fi
+	sec virt
+	if [ -n "$virt" ]; then
+		printf "|%s\n" "$virt"
+	elif have systemd-detect-virt; then
+		virt=$(systemd-detect-virt 2>/dev/null)
+		if [ -n "$virt" ]; then printf "|%s\n" "$virt"; else why "systemd-detect-virt gave no answer"; fi
+	fi
+	sec disks
+	for d in / /boot /var /usr /tmp; do
+		if [ -d "$d" ]; then set -- "$@" "$d"; fi
+	done
+	if have stat; then
+		stat -f -c "|%n	%a	%S	%b	%d" "$@" 2>/dev/null || why "stat -f ended with $?"
+	else
+		why "stat not found"
+	fi' gpuguest </dev/null || why "asking ended with $?"
+}
+
 printf 'gpuguest-facts 1\n'
+{
 
 sec id
 get "$R/proc/sys/kernel/osrelease"
@@ -80,8 +147,43 @@ for f in "$S/kernel/security/lockdown" "$S/module/module/parameters/sig_enforce"
 	"$S/class/dmi/id/sys_vendor" "$S/class/dmi/id/product_name" "$S/hypervisor/type"; do
 	if [ -f "$f" ] && [ -r "$f" ]; then set -- "$@" "$f"; fi
 done
+# The journal of gpuguest, its end if it is long, and what uninstall would take back follow as sections of their own: the
+# ledger of packages and holds, what was done past the package manager (internal/steps writes each of these before it does
+# it), and the files whose earlier state is kept.
+L=$R/var/lib/gpuguest
+set -- "$@" m=journal
+if [ -r "$L/journal" ]; then set -- "$@" "$L/journal"; fi
+set -- "$@" m=ledger
+if [ -d "$L/before" ]; then
+	for f in package=packages held=held product=products; do
+		if [ -r "$L/${f#*=}" ]; then set -- "$@" "k=${f%=*}" "$L/${f#*=}"; fi
+	done
+	set -- "$@" k=args
+	for f in "$R/etc/default/grub.d/90-gpuguest.cfg" "$R/etc/default/grub" "$L/args"; do
+		if [ -r "$f" ]; then set -- "$@" "$f"; fi
+	done
+	for f in runfile toolkit cuda-link account service; do
+		if [ -r "$L/before/$f" ]; then set -- "$@" "k=$f" "$L/before/$f"; fi
+	done
+fi
 # shellcheck disable=SC2016 # the dollars are awk's
 awk -v r="${#R}" -v s="${#S}" -v sys="$S" '
+function journal(  i, size) {
+	print "== journal"
+	for (i = n; i > 0 && size <= 262144; i--) size += length(line[i]) + 1
+	if (size > 262144) i++
+	while (++i <= n) print "|" line[i]
+	print "== ledger"
+	told = 1
+}
+m == "journal" { line[++n] = $0; next }
+m == "ledger" {
+	if (!told) journal()
+	if (k == "args") { if (sub(/^# arguments: /, "|args\t")) print }
+	else if (k == "package") print "|package\t" $1 "\t" $2 "\t" $3
+	else if (NF) print "|" k "\t" $1
+	next
+}
 FNR == 1 {
 	f = FILENAME
 	if (index(f, sys "/") == 1) f = "/sys" substr(f, s + 1); else f = substr(f, r + 1)
@@ -98,7 +200,26 @@ mounts && $2 !~ /^\/(boot|boot\/efi|efi|var|var\/lib|var\/lib\/dpkg|usr|tmp|etc)
 conf && /^[ \t]*#/ { next }
 !NF && f !~ /\.sources$/ { next }
 log_ && FNR > 2 { next }
-{ print "|:" $0 }' "$@" </dev/null 2>/dev/null || why "awk ended with $?: not every file was read"
+{ print "|:" $0 }
+END { if (!told) journal() }' "$@" </dev/null 2>/dev/null || why "awk ended with $?: not every file was read"
+if [ -e "$L/journal" ] && ! [ -r "$L/journal" ]; then why "$L/journal is not readable"; fi
+# walk WORD FOLDER: the files below it, without a fork.
+walk() {
+	for f in "$2"/* "$2"/.[!.]*; do
+		if [ -d "$f" ] && ! [ -L "$f" ]; then
+			walk "$1" "$f"
+		elif [ -e "$f" ] || [ -L "$f" ]; then
+			f=${f#"$L"/before/}
+			out "$1$TAB/${f#*/}"
+		fi
+	done
+}
+if [ -d "$L/before" ]; then
+	out before
+	if [ -d "$L/secure-boot" ]; then out signing-key; fi
+	walk kept "$L/before/files"
+	walk absent "$L/before/absent"
+fi
 
 sec kernels
 set --
@@ -169,10 +290,21 @@ done
 sec modinfo
 if [ $# -gt 0 ]; then
 	if have modinfo; then
-		# shellcheck disable=SC2016
-		$T modinfo "$@" 2>/dev/null </dev/null | awk -v r="${#R}" '
-		/^filename:/ { sub(/^filename:[ \t]*/, ""); print "|filename:" substr($0, r + 1); next }
-		/^(version|license|signer|vermagic|sig_key):/ { print "|" $0 }'
+		deps=$(modinfo "$@" 2>/dev/null </dev/null)
+		set -f
+		IFS=$NL
+		for l in $deps; do
+			case $l in
+			filename:*)
+				l=${l#filename:}
+				l=${l#"${l%%[! ]*}"}
+				out "filename:${l#"$R"}"
+				;;
+			version:* | license:* | signer:* | vermagic:* | sig_key:*) out "$l" ;;
+			esac
+		done
+		unset IFS
+		set +f
 	else
 		why "modinfo not found"
 	fi
@@ -235,7 +367,7 @@ if have dpkg-query && [ -f "$R/var/lib/dpkg/status" ]; then
 	# Every package that is of interest, and every one that is not simply installed or gone.
 	# shellcheck disable=SC2016 # dpkg-query's own variables
 	pk=$({
-		$TP dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null
+		dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null
 		echo "rc$?"
 	} | grep -E "^rc|^\\|(.[HUFWt]|h.|..R)|^\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB)")
 	all dpkg-query
@@ -310,27 +442,28 @@ set --
 for f in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/*.list "$R"/etc/apt/sources.list.d/*.sources; do
 	if [ -f "$f" ]; then set -- "$@" "$f"; fi
 done
-if [ $# -gt 0 ]; then
-	grep -lE '^[^#]*(developer\.download\.nvidia\.com|nvidia\.github\.io|7[fF][aA]2[aA][fF]80)' "$@" /dev/null 2>/dev/null </dev/null |
-		while IFS= read -r f; do
-			f=${f#"$R"}
-			if [ -f "$R/var/lib/dpkg/info/cuda-keyring.list" ]; then
-				o=
-				while IFS= read -r l; do if [ "$l" = "$f" ]; then o=1; fi; done <"$R/var/lib/dpkg/info/cuda-keyring.list"
-				if [ -n "$o" ]; then continue; fi
-			fi
-			out "$f"
-		done
-fi
 # The retired key AE09FE4BBD223A84B2CCFCE3F60F4B3D7FA2AF80: a binary keyring names its id in its signatures.
-set --
 for f in "$R"/etc/apt/trusted.gpg "$R"/etc/apt/trusted.gpg.d/* "$R"/etc/apt/keyrings/* "$R"/usr/share/keyrings/*nvidia* "$R"/usr/share/keyrings/cuda*; do
 	if [ -f "$f" ]; then set -- "$@" "$f"; fi
 done
 if [ $# -gt 0 ]; then
 	key=$(printf '\366\017\113\075\177\242\257\200')
-	grep -lF -e "$key" "$@" /dev/null 2>/dev/null </dev/null |
-		while IFS= read -r f; do out "${f#"$R"}"; done
+	deps=$(grep -lE -e '^[^#]*(developer\.download\.nvidia\.com|nvidia\.github\.io|7[fF][aA]2[aA][fF]80)' -e "$key" "$@" /dev/null 2>/dev/null </dev/null)
+	set -f
+	IFS=$NL
+	for f in $deps; do
+		f=${f#"$R"}
+		case $f in
+		/etc/apt/sources.list*)
+			if [ -f "$R/var/lib/dpkg/info/cuda-keyring.list" ]; then
+				while IFS= read -r l; do if [ "$l" = "$f" ]; then continue 2; fi; done <"$R/var/lib/dpkg/info/cuda-keyring.list"
+			fi
+			;;
+		esac
+		out "$f"
+	done
+	unset IFS
+	set +f
 fi
 
 # Locks, without fuser: the inodes of the lock files, whoever /proc/locks names for them, and a look
@@ -470,48 +603,10 @@ for f in /var/lib/shim-signed/mok/MOK.der /var/lib/shim-signed/mok/MOK.priv /var
 	if [ -f "$R$f" ]; then out "key$TAB$f"; fi
 done
 
-sec units
-if [ -d "$R/run/systemd/system" ]; then
-	out "systemd${TAB}1"
-	if [ -n "$R" ]; then
-		why "not asked: a recorded tree"
-	elif have systemctl; then
-		v=$($T systemctl is-system-running 2>/dev/null </dev/null)
-		if [ -n "$v" ]; then out "state$TAB${v%%"$NL"*}"; else why "systemctl gave no answer"; fi
-		$T systemctl show -p Id -p LoadState -p ActiveState -p UnitFileState nvidia-persistenced.service \
-			nvidia-fabricmanager.service apt-daily.timer apt-daily-upgrade.timer apt-daily.service \
-			apt-daily-upgrade.service unattended-upgrades.service packagekit.service display-manager.service \
-			2>/dev/null </dev/null | while IFS= read -r l; do out "u$TAB$l"; done
-	else
-		why "systemctl not found"
-	fi
-fi
-
-sec virt
-if [ -n "$R" ]; then
-	why "not asked: a recorded tree"
-elif have systemd-detect-virt; then
-	v=$($T systemd-detect-virt 2>/dev/null </dev/null)
-	if [ -n "$v" ]; then out "${v%%"$NL"*}"; else why "systemd-detect-virt gave no answer"; fi
-fi
-
 sec cloud
 for f in /run/cloud-init/enabled /run/cloud-init/disabled /etc/cloud/cloud-init.disabled /var/lib/cloud/instance/boot-finished /usr/bin/cloud-init; do
 	if [ -e "$R$f" ]; then out "$f"; fi
 done
-
-sec disks
-set --
-for f in / /boot /var /usr /tmp; do
-	if [ -d "$R$f" ]; then set -- "$@" "$f"; fi
-done
-if [ -n "$R" ]; then
-	why "not asked: a recorded tree"
-elif have stat; then
-	$T stat -f -c "|%n$TAB%a$TAB%S$TAB%b$TAB%d" "$@" 2>/dev/null </dev/null || why "stat -f ended with $?"
-else
-	why "stat not found"
-fi
 
 sec jobs
 for d in "$R"/var/lib/gpuguest/jobs/*/*/; do
@@ -529,36 +624,10 @@ for d in "$R"/var/lib/gpuguest/jobs/*/*/; do
 	out "${j##*/}$TAB$a$TAB$e"
 done
 
-sec journal
-f=$R/var/lib/gpuguest/journal
-if [ -s "$f" ]; then
-	if [ -r "$f" ]; then
-		tail -c 262144 "$f" 2>/dev/null | awk '{ print "|" $0 }'
-	else
-		why "$f is not readable"
-	fi
-fi
-
-# What uninstall would take back: the ledger of packages and holds, and the files whose earlier state is kept.
-sec ledger
-L=$R/var/lib/gpuguest
-if [ -d "$L/before" ]; then
-	out before
-	if [ -r "$L/packages" ]; then awk '{ print "|package\t" $1 "\t" $2 "\t" $3 }' "$L/packages"; fi
-	if [ -r "$L/held" ]; then awk '{ print "|held\t" $1 }' "$L/held"; fi
-	set --
-	for f in "$R/etc/default/grub.d/90-gpuguest.cfg" "$R/etc/default/grub" "$L/args"; do
-		if [ -r "$f" ]; then set -- "$@" "$f"; fi
-	done
-	if [ $# -gt 0 ]; then sed -n 's/^# arguments: /|args	/p' "$@"; fi
-	if [ -r "$L/products" ]; then awk '{ print "|product\t" $1 }' "$L/products"; fi
-	# What was done past the package manager: internal/steps writes each of these before it does it.
-	for v in runfile toolkit cuda-link account service; do
-		if [ -r "$L/before/$v" ]; then awk -v k="$v" 'NF { print "|" k "\t" $1 }' "$L/before/$v"; fi
-	done
-	if [ -d "$L/secure-boot" ]; then out signing-key; fi
-	if [ -d "$L/before/files" ]; then ( cd "$L/before/files" && find . ! -type d ) | sed 's/^\./|kept	/'; fi
-	if [ -d "$L/before/absent" ]; then ( cd "$L/before/absent" && find . -type f ) | sed 's/^\./|absent	/'; fi
-fi
-
 printf '== end\n'
+} | {
+	# What is printed meanwhile waits in the pipe and leaves in few pieces.
+	answers=$(asked)
+	printf '%s\n' "$answers"
+	cat
+}

@@ -47,10 +47,11 @@ func init() {
 		Hint: "the repository may not carry this branch or version: --driver names another",
 	})
 	register(Step{
-		ID:    "driver",
-		Title: "install the driver",
-		After: []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
-		Late:  needsFreeGPU,
+		ID:     "driver",
+		Title:  "install the driver",
+		After:  []ID{"ready", "rescue", "extra-repos", "headers", "repo", "components", "pin", "blocklist", "toolkit-pin", "signing-key", "replace"},
+		Late:   needsFreeGPU,
+		Module: moduleWords,
 		Check: func(in Input) string {
 			if byRunfile(in) {
 				return lines(runfileCheck, moduleCheck(in))
@@ -147,6 +148,14 @@ func moduleCheck(in Input) string {
 		`[ "$license" = `+sh.Quote(in.Choice.License)+` ] || { echo "the $name module's license is $license, so it is not the `+in.Choice.Flavor+` flavor"; exit 1; }`,
 		`[ "${vermagic%% *}" = "$next" ] || { echo "the $name module was built for kernel ${vermagic%% *}, the next boot starts $next"; exit 1; }`,
 		`echo "$name $version ($license) for kernel $next"`)
+}
+
+// moduleWords are the words of modinfo's call in moduleCheck.
+func moduleWords(in Input) string {
+	if in.Facts.Kernel.Next == "" {
+		return ""
+	}
+	return sh.Join("-k", in.Facts.Kernel.Next, in.Choice.Module)
 }
 
 func planned(in Input) string {

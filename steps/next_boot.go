@@ -6,10 +6,11 @@ import (
 
 func init() {
 	register(Step{
-		ID:    "next-boot",
-		Title: "prove that the next boot has the driver",
-		After: []ID{"ready", "rescue", "headers", "blocklist", "kernel-args", "driver", "sign-modules", "initramfs", "hold-kernel"},
-		Late:  needsFreeGPU,
+		ID:     "next-boot",
+		Title:  "prove that the next boot has the driver",
+		After:  []ID{"ready", "rescue", "headers", "blocklist", "kernel-args", "driver", "sign-modules", "initramfs", "hold-kernel"},
+		Late:   needsFreeGPU,
+		Module: moduleWords,
 		Refuse: func(in Input) string {
 			if in.Facts.Kernel.Next == "" {
 				return "it is unknown which kernel the guest starts next, so nothing can be built for it"

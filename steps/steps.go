@@ -68,6 +68,9 @@ type Step struct {
 	// JSON, nil nothing. why, when it is not empty, is what the check itself did not see: then it is not met,
 	// whatever its exit was. nil: the check prints nothing of the kind.
 	Read func(in Input, data string) (report json.RawMessage, why string)
+	// Module returns the words for modinfo of the module whose version, license, vermagic and signer the check reads, as
+	// other steps' checks do: where several are made at once, the guest looks it up once. nil, or "": none.
+	Module func(in Input) string
 	Hint string // what a person does when the step fails and no better cause is known
 }
 

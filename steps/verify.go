@@ -148,6 +148,7 @@ func init() {
 		Wanted: func(in Input) bool {
 			return in.Want.NoGPU && !hasGPU(in)
 		},
+		Module: moduleWords,
 		Check: func(in Input) string {
 			return lines(
 				moduleCheck(in),

@@ -14,6 +14,7 @@ import (
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/report"
+	"gpuguest/internal/sh"
 )
 
 func newFacts(a *app) *cobra.Command {
@@ -56,7 +57,7 @@ printed is kept as a recording that "gpuguest plan --facts FILE" reads without a
 
 // ask runs the facts script in a guest.
 func ask(ctx context.Context, conn *guest.Conn) ([]byte, facts.Facts, error) {
-	res, err := conn.Run(ctx, guest.Command{Script: assets.Facts, Timeout: 5 * time.Minute})
+	res, err := conn.Run(ctx, guest.Command{Script: sh.Lean(assets.Facts), Timeout: 5 * time.Minute})
 	if err != nil {
 		return nil, facts.Facts{}, err
 	}

@@ -14,6 +14,7 @@ import (
 // without loss. It stands in for netem, which not every kernel has; the TCP above it is the kernel's own.
 type delayLine struct {
 	delay atomic.Int64 // nanoseconds, one way
+	rooms sync.Pool    // of *[maxPacket]byte
 }
 
 // maxPacket is a TUN device's largest read: 64 KiB when it hands over unsegmented TCP, and its header.
@@ -22,7 +23,12 @@ const maxPacket = 65536 + 64
 type packet struct {
 	due  time.Time
 	data []byte
+	full *[maxPacket]byte // what data is in when it is large: taken from a pool, to which it goes back
 }
+
+// largePacket is the size from which a packet's room is used again: the line is no part of what is measured, and
+// shares the processors with what is.
+const largePacket = 2048
 
 // run carries packets both ways until a device is closed, and returns when both directions have ended.
 func (l *delayLine) run(ctx context.Context, a, b io.ReadWriter) error {
@@ -34,7 +40,7 @@ func (l *delayLine) run(ctx context.Context, a, b io.ReadWriter) error {
 		// As long as a queue is not full nothing is dropped; 64 K packets are far more than TCP's windows hold.
 		queue := make(chan packet, 1<<16)
 		all.Go(func() { errs <- l.read(ctx, way[0], queue) })
-		all.Go(func() { errs <- deliver(ctx, queue, way[1]) })
+		all.Go(func() { errs <- l.deliver(ctx, queue, way[1]) })
 	}
 	all.Wait()
 	close(errs)
@@ -48,13 +54,21 @@ func (l *delayLine) run(ctx context.Context, a, b io.ReadWriter) error {
 
 func (l *delayLine) read(ctx context.Context, from io.Reader, queue chan<- packet) error {
 	defer close(queue)
-	buf := make([]byte, maxPacket)
+	room := new([maxPacket]byte)
 	for {
-		n, err := from.Read(buf)
+		n, err := from.Read(room[:])
 		if err != nil {
 			return err
 		}
-		p := packet{due: time.Now().Add(time.Duration(l.delay.Load())), data: append([]byte(nil), buf[:n]...)}
+		p := packet{due: time.Now().Add(time.Duration(l.delay.Load()))}
+		if n < largePacket {
+			p.data = append(p.data, room[:n]...)
+		} else {
+			p.data, p.full = room[:n], room
+			if room, _ = l.rooms.Get().(*[maxPacket]byte); room == nil {
+				room = new([maxPacket]byte)
+			}
+		}
 		select {
 		case queue <- p:
 		case <-ctx.Done():
@@ -63,7 +77,7 @@ func (l *delayLine) read(ctx context.Context, from io.Reader, queue chan<- packe
 	}
 }
 
-func deliver(ctx context.Context, queue <-chan packet, to io.Writer) error {
+func (l *delayLine) deliver(ctx context.Context, queue <-chan packet, to io.Writer) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for p := range queue {
@@ -78,6 +92,9 @@ func deliver(ctx context.Context, queue <-chan packet, to io.Writer) error {
 		// A device that is not up yet refuses what the kernel sends of itself; TCP would repeat what it lost.
 		if _, err := to.Write(p.data); errors.Is(err, fs.ErrClosed) {
 			return err
+		}
+		if p.full != nil {
+			l.rooms.Put(p.full)
 		}
 	}
 	return nil

@@ -19,7 +19,7 @@ import (
 // wish is what the guest is brought to and held against.
 type wish struct {
 	Want choice.Want
-	Args []string // the same as flags of gpuguest install
+	Args []string // the same as flags of gpuguest
 	What string   // in words
 }
 
@@ -29,7 +29,7 @@ type wish struct {
 func (b *bench) makeWish(ctx context.Context) (func() error, error) {
 	b.wish = wish{
 		Want: choice.Want{NoGPU: true, Devices: []string{guestDevice}, Reboot: choice.RebootNever},
-		Args: []string{"--no-gpu", "--device", guestDevice, "--reboot", choice.RebootNever, "--json"},
+		Args: []string{"--no-gpu", "--device", guestDevice, "--json"},
 	}
 	w := &b.wish
 	if b.real {
@@ -132,7 +132,11 @@ func (b *bench) installed(ctx context.Context, s installSpec) (layer string, err
 }
 
 func (b *bench) installCommand(host string) []string {
-	return append([]string{"install", "--host", host, "-F", b.sshConfig()}, b.wish.Args...)
+	return append([]string{"install", "--host", host, "-F", b.sshConfig(), "--reboot", choice.RebootNever}, b.wish.Args...)
+}
+
+func (b *bench) verifyCommand(host string) []string {
+	return append([]string{"verify", "--host", host, "-F", b.sshConfig()}, b.wish.Args...)
 }
 
 // overhead is the share of an install in which no command ran in the guest and the guest was not booting.

@@ -66,6 +66,7 @@ var rows = []row{
 	{"resources", true, resources},
 	{"overhead", true, overhead},
 	{"converged", true, converged},
+	{"verify", true, verifies},
 	{"ansible", true, besideAnsible},
 	{"reboot", false, reboots},
 	{"upload", false, uploads},
@@ -149,7 +150,7 @@ func choose(names string) ([]row, error) {
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, ansible, reboot, upload, fleet and page", name)
+			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, verify, ansible, reboot, upload, fleet and page", name)
 		}
 		chosen = append(chosen, rows[i])
 	}

@@ -282,7 +282,7 @@ func (r *run) ask(ctx context.Context) ([]byte, error) {
 	defer func() { r.inGuest += time.Since(began) }()
 	r.guess = nil
 	if r.lease == nil {
-		script := assets.Facts
+		script := sh.Lean(assets.Facts)
 		g := r.foresee()
 		if g != nil {
 			script = g.with(script)
@@ -298,7 +298,7 @@ func (r *run) ask(ctx context.Context) ([]byte, error) {
 		}
 		return out, r.keep("facts", out)
 	}
-	res, err := r.conn.Run(ctx, guest.Command{Script: assets.Facts, Timeout: 5 * time.Minute})
+	res, err := r.conn.Run(ctx, guest.Command{Script: sh.Lean(assets.Facts), Timeout: 5 * time.Minute})
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"gpuguest/assets"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/sh"
 )
 
 // tree is a guest's root as path → content; a path that ends in "/" is a directory, content that begins with
@@ -71,7 +72,7 @@ func runScript(t *testing.T, root string) []byte {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	// As in a guest: the script is an argument of the shell, not a file.
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", assets.Facts)
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", sh.Lean(assets.Facts))
 	cmd.Env = []string{"GPUGUEST_ROOT=" + root, "GPUGUEST_SYS=" + filepath.Join(root, "sys"), "PATH=/usr/bin:/bin"}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -383,7 +384,7 @@ func TestCloudInitStateIsReadFromItsFiles(t *testing.T) {
 }
 
 func TestScriptFitsAnExecRequest(t *testing.T) {
-	if n := len(assets.Facts); n > 24<<10 {
+	if n := len(sh.Lean(assets.Facts)); n > 24<<10 {
 		t.Errorf("facts.sh has %d bytes", n)
 	}
 }
@@ -441,5 +442,20 @@ func TestLedgerTellsWhatWasDonePastThePackageManager(t *testing.T) {
 	}
 	if f := look(t, tree{l + "before/packages": "bash 5\n"}.write(t)); fmt.Sprintf("%+v", f.State) != fmt.Sprintf("%+v", facts.State{Before: true}) {
 		t.Errorf("of a guest in which there was no installer: %+v", f.State)
+	}
+}
+
+// Guests get the script without its comments and indentation; what it prints there is what the whole one prints.
+func TestLeanScriptPrintsTheSameFacts(t *testing.T) {
+	root := tree{}.kernels("6.1.0-50-amd64").with("boot/grub/grub.cfg", grubConfig("0")).with("etc/os-release", "ID=debian\nVERSION_ID=\"12\"\n").
+		with("var/lib/gpuguest/journal", "{\"event\":\"begin\"}\n").with("var/lib/gpuguest/before/cmdline", "ro\n").write(t)
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", assets.Facts)
+	cmd.Env = []string{"GPUGUEST_ROOT=" + root, "GPUGUEST_SYS=" + filepath.Join(root, "sys"), "PATH=/usr/bin:/bin"}
+	whole, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lean := runScript(t, root); !bytes.Equal(lean, whole) {
+		t.Errorf("the lean script prints\n%s\nand the whole one\n%s", lean, whole)
 	}
 }

@@ -89,6 +89,7 @@ type Conn struct {
 	secrets *secrets
 
 	execs atomic.Int64
+	plain atomic.Bool   // the guest cannot unpack command lines
 	dead  chan struct{} // closed when the transport has ended
 	tasks sync.WaitGroup
 

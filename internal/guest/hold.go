@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gpuguest/assets"
+	"gpuguest/internal/sh"
 )
 
 // HoldSpec says who takes the guest and what is asked of it in the same round trip.
@@ -41,8 +42,10 @@ const heartbeatEvery = 10 * time.Second
 func (c *Conn) Hold(ctx context.Context, spec HoldSpec) (Result, *Lease, error) {
 	p := c.privilege()
 	res, lease, err := c.hold(ctx, spec, p)
-	var refused *sudoRefused
-	if errors.As(err, &refused) {
+	if errors.Is(err, errCannotUnpack) {
+		res, lease, err = c.hold(ctx, spec, p)
+	}
+	if refused, ok := errors.AsType[*sudoRefused](err); ok {
 		if p, err = c.sudoPassword(ctx, refused.why); err != nil {
 			return Result{}, nil, err
 		}
@@ -56,6 +59,9 @@ func (c *Conn) Hold(ctx context.Context, spec HoldSpec) (Result, *Lease, error) 
 	return res, lease, err
 }
 
+// errCannotUnpack is a guest that must be asked again in plain words.
+var errCannotUnpack = errors.New("the guest has no base64 or gzip")
+
 // sudoRefused carries sudo's words from one attempt to the next.
 type sudoRefused struct{ why string }
 
@@ -65,7 +71,13 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 	token := "gpuguest-hold-" + rand.Text()
 	wait := int(math.Ceil(spec.Wait.Seconds()))
 	owner := strings.Join(strings.Fields(spec.Owner), " ")
-	line, first := compose(call{script: assets.Hold, args: []string{owner, strconv.Itoa(wait), token, spec.Script}}, p)
+	words := []string{owner, strconv.Itoa(wait), token, spec.Script}
+	line, first := compose(call{script: sh.Lean(assets.Hold), args: words}, p)
+	packed := c.packs(line)
+	if packed {
+		line, first = compose(call{script: sh.Lean(assets.Hold), args: append(words, "pack")}, p)
+		line = pack(line)
+	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -115,11 +127,17 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 		return Result{}, nil, c.explain(ctx, err)
 	}
 	out, code, ok := stdout.result()
-	words, _, _ := stderr.result()
+	said, _, _ := stderr.result()
+	if ok && packed {
+		if out, err = unzip(out); err != nil {
+			l.end()
+			return Result{}, nil, fmt.Errorf("%s: the guest's packed answer: %w", c.host, err)
+		}
+	}
 	if ok {
 		// The lines about waiting are for the notice, not for the script's reader.
-		words = dropLines(words, token+" ")
-		return Result{Exit: code, Stdout: out, Stderr: words}, l, nil
+		said = dropLines(said, token+" ")
+		return Result{Exit: code, Stdout: out, Stderr: said}, l, nil
 	}
 	if err := c.call(ctx, func() error { <-l.lost; return nil }, l.end); err != nil {
 		return Result{}, nil, c.explain(ctx, err)
@@ -128,7 +146,10 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 	if err != nil {
 		return Result{}, nil, err
 	}
-	text := string(words)
+	text := string(said)
+	if c.refusedPack(res, said) {
+		return Result{}, nil, errCannotUnpack
+	}
 	if why, asked := sudoRefusal(res, &stderr.capture); asked {
 		return Result{}, nil, &sudoRefused{why}
 	}

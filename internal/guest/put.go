@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
 )
 
 // File is a local file that is to be in the guest.
@@ -56,8 +57,10 @@ const (
 	parallelFrom    = 16 << 20
 	stagingDir      = ".gpuguest-upload"
 	chunksAimedFor  = 64
-	pieceBytes      = 2 << 20 // what a writer takes at a time: small, so that all end together
-	writersEach     = 2       // on a channel: while one waits for its last answer, the other keeps the window full
+	pieceBytes      = 8 * sftpPacket // what a writer takes at a time
+	lastPieceBytes  = 2 * sftpPacket // the same near the end of the file, so that all writers end together
+	lastBytes       = 32 << 20       // that end: what all channels together have under way
+	writersEach     = 2              // on a channel: while one waits for its last answer, the other keeps the window full
 	tempNameMark    = ".gpuguest-"
 	tempNameHashLen = 12
 )
@@ -169,10 +172,13 @@ func (c *Conn) Put(ctx context.Context, f File) (PutResult, error) {
 	if err != nil || p.res.Skipped {
 		return p.res, err
 	}
+	// So is the one for the command that ends it, while the bytes are on their way.
+	finish := c.openEarly(ctx)
+	defer finish.drop()
 	if err := p.upload(ctx, a); err != nil {
 		return p.res, p.explain(ctx, err)
 	}
-	return p.res, p.finish(ctx)
+	return p.res, p.finish(ctx, finish)
 }
 
 // put is one Put under way.
@@ -280,15 +286,40 @@ func (p *put) close() {
 	}
 }
 
+// sftpOptions are those of every channel.
+func sftpOptions() []sftp.ClientOption {
+	return []sftp.ClientOption{sftp.MaxPacketUnchecked(sftpPacket), sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(64)}
+}
+
+// openSFTP opens the first channel for files of a guest, or learns that it has none.
 func openSFTP(ctx context.Context, c *Conn) (*sftp.Client, error) {
+	return callSFTP(ctx, c, func() (*sftp.Client, error) { return sftp.NewClient(c.client, sftpOptions()...) })
+}
+
+// openAnotherSFTP opens a further one, and saves a round trip: it begins to talk before the guest has agreed. A
+// guest that does not agree would not say so, but this one has before.
+func openAnotherSFTP(ctx context.Context, c *Conn) (*sftp.Client, error) {
+	return callSFTP(ctx, c, func() (*sftp.Client, error) {
+		ch, reqs, err := c.client.OpenChannel("session", nil)
+		if err != nil {
+			return nil, err
+		}
+		c.tasks.Go(func() { ssh.DiscardRequests(reqs) })
+		c.tasks.Go(func() { _, _ = io.Copy(io.Discard, ch.Stderr()) })
+		if _, err := ch.SendRequest("subsystem", false, ssh.Marshal(struct{ Name string }{"sftp"})); err != nil {
+			_ = ch.Close()
+			return nil, err
+		}
+		return sftp.NewClientPipe(ch, ch, sftpOptions()...)
+	})
+}
+
+func callSFTP(ctx context.Context, c *Conn, open func() (*sftp.Client, error)) (*sftp.Client, error) {
 	var s *sftp.Client
 	opened := make(chan struct{})
 	err := c.call(ctx, func() (err error) {
 		defer close(opened)
-		s, err = sftp.NewClient(c.client,
-			sftp.MaxPacketUnchecked(sftpPacket),
-			sftp.UseConcurrentWrites(true),
-			sftp.MaxConcurrentRequestsPerFile(64))
+		s, err = open()
 		return err
 	}, func() {
 		<-opened
@@ -322,9 +353,15 @@ func (p *put) stageArg() string {
 }
 
 func (p *put) script(ctx context.Context, script string, args ...string) (string, error) {
+	return p.run(ctx, call{script: script, args: args})
+}
+
+// run runs a call, whose output it returns.
+func (p *put) run(ctx context.Context, k call) (string, error) {
 	var stdout, stderr capture
 	stdout.max, stderr.max = maxStdout, maxStderr
-	res, err := p.conn.exec(ctx, call{script: script, args: args, stdout: &stdout, stderr: &stderr})
+	k.stdout, k.stderr = &stdout, &stderr
+	res, err := p.conn.exec(ctx, k)
 	if err != nil {
 		return "", err
 	}
@@ -449,6 +486,7 @@ type ahead struct {
 	streams chan int   // one number: how many channels are worth it
 	conns   chan *Conn // closed when no more will come
 	dials   sync.WaitGroup
+	ends    sync.WaitGroup // of channels and connections whose work is done
 }
 
 // reachOut measures the way and begins to dial.
@@ -491,6 +529,7 @@ func (a *ahead) end() {
 	for c := range a.conns {
 		_ = c.Close()
 	}
+	a.ends.Wait()
 }
 
 // upload sends the missing chunks. Further connections join as they come up.
@@ -512,9 +551,16 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var pieces []piece
+	rest := p.file.Size - p.res.Resumed
 	for _, i := range p.missing {
-		for off := int64(0); off < p.length(i); off += pieceBytes {
-			pieces = append(pieces, piece{i*p.chunk + off, min(pieceBytes, p.length(i)-off)})
+		for off := int64(0); off < p.length(i); {
+			n := int64(pieceBytes)
+			if rest < lastBytes {
+				n = lastPieceBytes
+			}
+			n = min(n, p.length(i)-off)
+			pieces = append(pieces, piece{i*p.chunk + off, n})
+			off, rest = off+n, rest-n
 		}
 	}
 	queue := make(chan piece, len(pieces))
@@ -539,13 +585,14 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		}
 		g.Wait()
 	}
+	// Taking leave costs a round trip that nobody needs to wait for: every byte was acknowledged before.
 	channel := func(c *Conn) {
-		s, err := openSFTP(extra, c)
+		s, err := openAnotherSFTP(extra, c)
 		if err != nil {
 			return
 		}
-		defer s.Close()
 		work(c, s)
+		a.ends.Go(func() { _ = s.Close() })
 	}
 	var all sync.WaitGroup
 	all.Go(func() { work(p.conn, p.sftp) })
@@ -557,12 +604,12 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	all.Go(func() {
 		for c := range a.conns {
 			all.Go(func() {
-				defer c.Close()
 				var g sync.WaitGroup
 				for range streamsEach {
 					g.Go(func() { channel(c) })
 				}
 				g.Wait()
+				a.ends.Go(func() { _ = c.Close() })
 			})
 		}
 	})
@@ -585,7 +632,7 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 type piece struct{ off, length int64 }
 
 // write sends pieces from the queue until it is empty. When the last one has been taken, connections still
-// on their way are called off.
+// on their way are called off. The guest's end of the file is closed with the channel.
 func (p *put) write(s *sftp.Client, queue <-chan piece, left *atomic.Int64, lastTaken func()) error {
 	first, ok := <-queue
 	if !ok {
@@ -601,7 +648,6 @@ func (p *put) write(s *sftp.Client, queue <-chan piece, left *atomic.Int64, last
 	if err != nil {
 		return err
 	}
-	defer remote.Close()
 	for w, ok := first, true; ok; w, ok = <-queue {
 		if _, err := local.Seek(w.off, io.SeekStart); err != nil {
 			return err
@@ -669,8 +715,9 @@ func (p *put) explain(ctx context.Context, err error) error {
 }
 
 // finish gives the file its name. A connection that is lost here leaves the part, or the finished file.
-func (p *put) finish(ctx context.Context) error {
+func (p *put) finish(ctx context.Context, on *early) error {
 	f := p.file
-	_, err := p.script(ctx, putFinish, f.Path, p.part, strconv.FormatInt(f.Size, 10), f.SHA256, p.mode, p.owner, p.key, p.stageArg())
+	_, err := p.run(ctx, call{script: putFinish, on: on,
+		args: []string{f.Path, p.part, strconv.FormatInt(f.Size, 10), f.SHA256, p.mode, p.owner, p.key, p.stageArg()}})
 	return err
 }

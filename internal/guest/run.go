@@ -114,6 +114,7 @@ type call struct {
 	stdout io.Writer
 	stderr *capture
 	asUser bool
+	on     *early // the channel to use, if it came; may be nil
 }
 
 // Why root can be had, found out once for each connection.
@@ -283,14 +284,30 @@ func oneLine(s string) error {
 	return errors.New(s)
 }
 
-// execOnce opens one channel, runs the line and waits for its end, or for ctx's.
+// execOnce runs the call with this privilege, packed where that is faster. The caller's input can be sent only once,
+// so with it nothing is packed: where the guest cannot unpack, all is sent again.
 func (c *Conn) execOnce(ctx context.Context, k call, p privilege) (Result, error) {
 	line, first := compose(k, p)
+	if k.stdin == nil && c.packs(line) {
+		res, err := c.execLine(ctx, k, pack(line), first)
+		if err != nil || !c.refusedPack(res, k.stderr.bytes()) {
+			return res, err
+		}
+		k.stderr.reset()
+	}
+	return c.execLine(ctx, k, line, first)
+}
+
+// execLine opens one channel, runs the line and waits for its end, or for ctx's.
+func (c *Conn) execLine(ctx context.Context, k call, line string, first []byte) (Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	sess, err := c.session(ctx)
-	if err != nil {
-		return Result{}, err
+	sess := k.on.take()
+	if sess == nil {
+		var err error
+		if sess, err = c.session(ctx); err != nil {
+			return Result{}, err
+		}
 	}
 	stdin, err := sess.StdinPipe()
 	if err != nil {
@@ -416,6 +433,41 @@ func (c *Conn) session(ctx context.Context) (*ssh.Session, error) {
 		return nil, c.explain(ctx, err)
 	}
 	return sess, nil
+}
+
+// early is a channel that is opened before there is a command for it, which saves the command a round trip.
+type early struct {
+	conn *Conn
+	sess chan *ssh.Session // closed when none came, or it was taken
+}
+
+func (c *Conn) openEarly(ctx context.Context) *early {
+	e := &early{conn: c, sess: make(chan *ssh.Session, 1)}
+	c.tasks.Go(func() {
+		defer close(e.sess)
+		// A guest that refuses one more channel now may have room later.
+		if s, err := c.session(ctx); err == nil {
+			e.sess <- s
+		}
+	})
+	return e
+}
+
+// take returns the channel, nil when there is none or it was taken.
+func (e *early) take() *ssh.Session {
+	if e == nil {
+		return nil
+	}
+	return <-e.sess
+}
+
+// drop closes a channel that nobody took.
+func (e *early) drop() {
+	e.conn.tasks.Go(func() {
+		for s := range e.sess {
+			_ = s.Close()
+		}
+	})
 }
 
 // call runs f, which waits for the guest. When ctx ends first, call returns at once, and f and abandon run on

@@ -39,6 +39,7 @@ type Item struct {
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Late    bool            // with Fresh: it changes the guest, and waits only because what it needs takes a boot
 	Hint    string
+	Module  string // the words for modinfo of the module that the check asks about, as others do: "-k RELEASE NAME"; "" none
 
 	// Read turns what the check printed behind steps.DataMark into what reports carry; see steps.Step.Read.
 	Read func(data string) (report json.RawMessage, why string)
@@ -90,6 +91,9 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		}
 		if s.AtBoot != nil {
 			item.AtBoot = s.AtBoot(in)
+		}
+		if s.Module != nil {
+			item.Module = s.Module(in)
 		}
 		if s.Read != nil {
 			item.Read = func(data string) (json.RawMessage, string) { return s.Read(in, data) }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"gpuguest/assets"
@@ -132,6 +133,7 @@ func Checks(d distros.Distro, items []Item, nonce string) string {
 	if len(items) > 1 && d.Packages != nil {
 		b.WriteString(d.Packages.Snapshot() + "\n")
 	}
+	b.WriteString(asked(items))
 	for _, it := range items {
 		if it.Fresh {
 			fmt.Fprintf(&b, "if [ -z \"$open\" ]; then\n")
@@ -143,6 +145,61 @@ func Checks(d distros.Distro, items []Item, nonce string) string {
 		} else {
 			b.WriteString("[ $code -eq 0 ] || open=1\n")
 		}
+	}
+	return b.String()
+}
+
+// isEnabled answers systemctl is-enabled for a unit whose link is where enabling puts it and which nothing masks; what
+// systemd looks at itself, without a program and its talk with the manager. All else it passes on.
+const isEnabled = `systemctl() {
+	if [ "$1 $#" = "is-enabled 2" ] && ! [ -L "/etc/systemd/system/$2" ] && ! [ -L "/run/systemd/system/$2" ]; then
+		for l in /etc/systemd/system/*.wants/"$2"; do
+			if [ -L "$l" ] && [ -f "$l" ]; then
+				echo enabled
+				return 0
+			fi
+		done
+	fi
+	command systemctl "$@"
+}
+`
+
+// asked returns what has the modules that several items ask modinfo for looked up once: a function of that name, which
+// answers with the fields that checks read, exits as modinfo did, and passes all other calls on. sh reads an answer byte
+// by byte, and a driver's has kilobytes of aliases and parameters.
+func asked(items []Item) string {
+	count := make(map[string]int)
+	for _, it := range items {
+		count[it.Module]++
+	}
+	var b, cases strings.Builder
+	n := 0
+	for _, it := range items {
+		if it.Module == "" || count[it.Module] < 2 {
+			continue
+		}
+		count[it.Module] = 0
+		n++
+		fmt.Fprintf(&b, `gpuguest_said=$(modinfo %[1]s 2>/dev/null)
+gpuguest_code_%[2]d=$?
+gpuguest_info_%[2]d=
+set -f
+IFS='
+'
+for l in $gpuguest_said; do
+	case $l in version:* | license:* | vermagic:* | signer:*) gpuguest_info_%[2]d="$gpuguest_info_%[2]d$l
+" ;; esac
+done
+unset IFS
+set +f
+`, it.Module, n)
+		fmt.Fprintf(&cases, "\t%[1]s)\n\t\tprintf %%s \"$gpuguest_info_%[2]d\"\n\t\treturn \"$gpuguest_code_%[2]d\"\n\t\t;;\n", sh.Quote(it.Module), n)
+	}
+	if n > 0 {
+		b.WriteString("modinfo() {\n\tcase \"$*\" in\n" + cases.String() + "\tesac\n\tcommand modinfo \"$@\"\n}\n")
+	}
+	if slices.ContainsFunc(items, func(it Item) bool { return strings.Contains(it.Check, "systemctl is-enabled ") }) {
+		b.WriteString(isEnabled)
 	}
 	return b.String()
 }

@@ -268,6 +268,87 @@ func TestChecksTellEachOutcomeAndPassOverFreshOnes(t *testing.T) {
 	}
 }
 
+// A module that several checks ask about is looked up once, in front of them, and each gets its fields and the exit code.
+func TestChecksLookAModuleUpOnce(t *testing.T) {
+	dir := t.TempDir()
+	tool := "#!/bin/sh\necho \"$*\" >>" + sh.Quote(filepath.Join(dir, "asked")) + "\ncase $2 in 6.1) printf 'filename: /x\\nversion:   5 *\\nalias: a*\\nlicense: x\\n\\tAB\\n' ;; 6.2) echo never >&2; exit 4 ;; *) echo 'alias: b' ;; esac\n"
+	if err := os.WriteFile(filepath.Join(dir, "modinfo"), []byte(tool), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(release string) string {
+		return "info=$(modinfo -k " + release + " nvidia) || { echo \"exit $?\"; exit 1; }\necho \"$info\""
+	}
+	items := []Item{
+		{ID: "one", Module: "-k 6.1 nvidia", Check: ask("6.1")},
+		{ID: "two", Module: "-k 6.1 nvidia", Check: ask("6.1")},
+		{ID: "three", Module: "-k 6.2 nvidia", Check: ask("6.2")},
+		{ID: "four", Module: "-k 6.2 nvidia", Check: ask("6.2")},
+		{ID: "five", Module: "-k 6.3 nvidia", Check: ask("6.3")},
+	}
+	cmd := exec.Command("/bin/sh", "-c", Checks(distros.Distro{}, items, "--nonce"))
+	cmd.Env = []string{"PATH=" + dir + ":/usr/bin:/bin"}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	got := ParseChecks(string(out), "--nonce")
+	const said = "version:   5 *\nlicense: x"
+	for id, want := range map[steps.ID]Outcome{
+		"one": {ID: "one", Met: true, Why: said}, "two": {ID: "two", Met: true, Why: said},
+		"three": {ID: "three", Why: "exit 4"}, "four": {ID: "four", Why: "exit 4"},
+		"five": {ID: "five", Met: true, Why: "alias: b"},
+	} {
+		if got[id] != want {
+			t.Errorf("%s: %+v, want %+v", id, got[id], want)
+		}
+	}
+	asked, err := os.ReadFile(filepath.Join(dir, "asked"))
+	if want := "-k 6.1 nvidia\n-k 6.2 nvidia\n-k 6.3 nvidia\n"; err != nil || string(asked) != want {
+		t.Errorf("the guest was asked %q, %v", asked, err)
+	}
+}
+
+// An enabled unit is told by its link; what is not sure is left to systemctl.
+func TestWhetherAUnitIsEnabledIsAskedOnlyWhereItsLinkDoesNotTell(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "systemctl"), []byte("#!/bin/sh\necho \"asked $*\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	etc := filepath.Join(dir, "etc")
+	wants := filepath.Join(etc, "multi-user.target.wants")
+	if err := os.MkdirAll(wants, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unit := filepath.Join(dir, "unit")
+	if err := os.WriteFile(unit, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := func(to, name string) {
+		t.Helper()
+		if err := os.Symlink(to, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link(unit, filepath.Join(wants, "on.service"))
+	link(unit, filepath.Join(wants, "masked.service"))
+	link("/dev/null", filepath.Join(etc, "masked.service"))
+	link(filepath.Join(dir, "gone"), filepath.Join(wants, "gone.service"))
+	for args, want := range map[string]string{
+		"is-enabled on.service":     "enabled\n",
+		"is-enabled masked.service": "asked is-enabled masked.service\n",
+		"is-enabled gone.service":   "asked is-enabled gone.service\n",
+		"is-enabled none.service":   "asked is-enabled none.service\n",
+		"is-active on.service":      "asked is-active on.service\n",
+	} {
+		cmd := exec.Command("/bin/sh", "-c", strings.ReplaceAll(isEnabled, "/etc/systemd/system", etc)+"systemctl "+args)
+		cmd.Env = []string{"PATH=" + dir + ":/usr/bin:/bin"}
+		out, err := cmd.CombinedOutput()
+		if err != nil || string(out) != want {
+			t.Errorf("%s: %q, %v, want %q", args, out, err, want)
+		}
+	}
+}
+
 // TestDataOfACheckIsReadAndNotShown: what a check prints for programs goes to Read, which may find that the
 // check is not met after all, and what is no JSON goes nowhere.
 func TestDataOfACheckIsReadAndNotShown(t *testing.T) {

@@ -21,3 +21,16 @@ func Join(words ...string) string {
 	}
 	return strings.Join(quoted, " ")
 }
+
+// Lean returns a script without its comment lines, empty lines and indentation. It is for scripts of our own, in which no
+// quoted text and no here-document holds a line that begins with a blank or a number sign and counts.
+func Lean(script string) string {
+	var b strings.Builder
+	b.Grow(len(script))
+	for line := range strings.Lines(script) {
+		if line = strings.TrimLeft(line, "\t "); line != "\n" && !strings.HasPrefix(line, "#") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}

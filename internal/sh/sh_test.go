@@ -56,3 +56,14 @@ func TestJoinOfNothingIsNothing(t *testing.T) {
 		t.Errorf("Join() = %q", got)
 	}
 }
+
+func TestLeanScriptSaysTheSame(t *testing.T) {
+	const script = "#!/bin/sh\n# why\n\nif true; then\n\t# more\n\techo 'a # b' # behind\n\n\tcat <<END\n$1\nEND\nfi\n"
+	const want = "if true; then\necho 'a # b' # behind\ncat <<END\n$1\nEND\nfi\n"
+	if got := Lean(script); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := Lean("echo no line break"); got != "echo no line break" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -1,7 +1,7 @@
 #!/bin/sh
 # make bench: every figure beside its peer in the same run.
 #
-#   ROW=upload,reboot   only these rows: resources overhead converged ansible reboot upload fleet page log
+#   ROW=upload,reboot   only these rows: resources overhead converged verify ansible reboot upload fleet page log
 #   JSON=FILE           the figures and every sample, also as JSON
 #   REUSE=1             do not install again: take the guest that the last run installed
 #   REAL=1              install NVIDIA's real driver from the distribution's archive in place of the lab's
