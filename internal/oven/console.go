@@ -93,6 +93,8 @@ var disasters = []struct {
 
 // FindDisaster looks for the first sign on a console that the boot has come to a bad end.
 func FindDisaster(console string) (Disaster, bool) {
+	// A boot loader on a terminal moves the cursor in the middle of a word.
+	console = escapes.ReplaceAllString(console, "")
 	first := len(console) + 1
 	var found Disaster
 	for _, d := range disasters {

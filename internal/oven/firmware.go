@@ -1,13 +1,11 @@
 package oven
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -25,10 +23,8 @@ const headSize = 1 << 20
 
 // firmwareOfDisk says what firmware the disk's partition table is for. head is a file to be made.
 func firmwareOfDisk(ctx context.Context, disk, format, head string) (string, error) {
-	out, err := exec.CommandContext(ctx, "qemu-img", "dd", "-f", format, "-O", "raw", fmt.Sprintf("bs=%d", headSize), "count=1",
-		"if="+disk, "of="+head).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w: %s", disk, cmp.Or(ctx.Err(), err), strings.TrimSpace(string(out)))
+	if _, err := qemuImg(ctx, "dd", "-f", format, "-O", "raw", fmt.Sprintf("bs=%d", headSize), "count=1", "if="+disk, "of="+head); err != nil {
+		return "", err
 	}
 	f, err := file.OpenFromPath(head, true)
 	if err != nil {

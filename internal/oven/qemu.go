@@ -31,6 +31,8 @@ type QEMU struct {
 	// Patience is how long a guest may take to answer over SSH; 0 is 5 minutes on KVM and 20 emulated.
 	Patience time.Duration
 
+	grace time.Duration // Login.Grace
+
 	mu    sync.Mutex
 	found string
 }
@@ -101,7 +103,7 @@ func (q *QEMU) Start(ctx context.Context, spec Spec) (Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &qemuGuest{spec: spec, patience: q.patience(accel)}
+	g := &qemuGuest{spec: spec, patience: q.patience(accel), grace: q.grace}
 	g.console.Log = spec.Log
 	m, err := g.prepare(ctx, accel)
 	if err != nil {
@@ -218,6 +220,7 @@ type qemuGuest struct {
 	keys     Keys
 	port     int
 	patience time.Duration
+	grace    time.Duration
 	console  Console
 	proc     *process // nil: never started
 }
@@ -234,7 +237,7 @@ func (g *qemuGuest) Console() string        { return g.console.String() }
 func (g *qemuGuest) wait(ctx context.Context) error {
 	limit, cancel := context.WithTimeout(ctx, g.patience)
 	defer cancel()
-	login := Login{Host: localhost, Port: g.port, User: g.User(), Identity: g.Identity(), KnownHosts: g.KnownHosts()}
+	login := Login{Host: localhost, Port: g.port, User: g.User(), Identity: g.Identity(), KnownHosts: g.KnownHosts(), Grace: g.grace}
 	answer := make(chan error, 1)
 	go func() { answer <- login.Await(limit) }()
 	err := g.watch(ctx, answer)

@@ -133,7 +133,8 @@ func (s Seed) WriteISO(path string) (err error) {
 	}
 	image, err := iso9660.Create(file.New(f, false), 0, 0, 0, dir)
 	if err == nil {
-		err = image.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: seedLabel})
+		// ECMA-119 fills identifiers up with blanks, to 32 here.
+		err = image.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: fmt.Sprintf("%-32s", seedLabel)})
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		err = errors.Join(&fs.PathError{Op: "write seed", Path: path, Err: err}, os.Remove(path))
