@@ -49,6 +49,21 @@ func (c *Console) Said() int64 {
 	return c.said
 }
 
+// seam is how much of what was looked at before is looked at again, for a line that was cut in two.
+const seam = 4 << 10
+
+// since is what was said since read bytes were, with a seam before it, and how many were said now. It is "" when
+// nothing new was.
+func (c *Console) since(read int64) (string, int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.said == read {
+		return "", read
+	}
+	news := min(int64(len(c.text)), c.said-read+seam)
+	return string(c.text[int64(len(c.text))-news:]), c.said
+}
+
 // Disaster is what a console says of a system that will not come up by itself.
 type Disaster struct {
 	What string // in a few words, lower case

@@ -109,6 +109,23 @@ func TestConsoleKeepsItsEnd(t *testing.T) {
 	}
 }
 
+func TestALineInTwoPartsIsFound(t *testing.T) {
+	t.Parallel()
+	var c Console
+	var news string
+	var read int64
+	for _, part := range []string{strings.Repeat("x", 3*seam) + "\nKernel panic - not sync", "ing: no init\n"} {
+		_, _ = c.Write([]byte(part))
+		news, read = c.since(read)
+	}
+	if d, bad := FindDisaster(news); !bad || d.What != "kernel panic: no init" || len(news) > 2*seam {
+		t.Errorf("%q of %d bytes", d.What, len(news))
+	}
+	if news, read = c.since(read); news != "" || read != c.Said() {
+		t.Errorf("%q is told twice", news)
+	}
+}
+
 func FuzzFindDisaster(f *testing.F) {
 	f.Add("Kernel panic - not syncing: x\r\n")
 	f.Add("ALERT!  y does not exist.  Dropping to a shell!")

@@ -42,6 +42,9 @@ func (l Login) Config() guest.Config {
 const (
 	knockEvery = 500 * time.Millisecond
 	knockLimit = 5 * time.Second
+	// refusedEvery is the time between two logins of which the first was refused. OpenSSH 9.8 shuts out for minutes
+	// whoever comes again faster than that (sshd_config(5), PerSourcePenalties: 5 s for a refused login, 15 s in sum).
+	refusedEvery = 10 * time.Second
 )
 
 // Await waits until the guest answers with its known host key and takes our key. Its errors are those of
@@ -53,9 +56,8 @@ func (l Login) Await(ctx context.Context) error {
 		grace = 3 * time.Minute
 	}
 	var refused time.Time // since when, zero: it is not
-	tick := time.NewTicker(knockEvery)
-	defer tick.Stop()
 	for {
+		pause := knockEvery
 		err := l.knock(ctx)
 		if err == nil {
 			err = l.once(ctx)
@@ -66,14 +68,18 @@ func (l Login) Await(ctx context.Context) error {
 		case !errors.Is(err, guest.ErrHostKey) && !errors.Is(err, guest.ErrAuth):
 			refused = time.Time{}
 		case refused.IsZero():
-			refused = time.Now()
+			refused, pause = time.Now(), min(refusedEvery, grace)
 		case time.Since(refused) > grace:
 			return err
+		default:
+			pause = min(refusedEvery, grace)
 		}
+		wait := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
+			wait.Stop()
 			return fmt.Errorf("%w (last: %w)", context.Cause(ctx), err)
-		case <-tick.C:
+		case <-wait.C:
 		}
 	}
 }

@@ -116,7 +116,9 @@ func (q *QEMU) Start(ctx context.Context, spec Spec) (Guest, error) {
 		if err == nil {
 			return g, nil
 		}
-		err = errors.Join(err, g.Close())
+		if cerr := g.Close(); cerr != nil {
+			return nil, errors.Join(err, cerr)
+		}
 		if i == attempts || !errors.Is(err, errPortTaken) {
 			return nil, err
 		}
@@ -270,12 +272,11 @@ func (g *qemuGuest) watch(ctx context.Context, answer chan error) error {
 		if g.proc.resets.Load() > maxResets {
 			return g.failed("does not boot: it resets again and again", "the console's last lines say how far it comes", nil)
 		}
-		if said := g.console.Said(); said == read {
+		var news string
+		if news, read = g.console.since(read); news == "" {
 			continue
-		} else {
-			read = said
 		}
-		if d, bad := FindDisaster(g.console.String()); bad {
+		if d, bad := FindDisaster(news); bad {
 			g.listenOn(ctx)
 			return g.failed("does not boot: "+d.What, d.Hint, nil)
 		}

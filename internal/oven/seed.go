@@ -68,7 +68,7 @@ func (s Seed) UserData() (string, error) {
 func (s Seed) MetaData() string { return fmt.Sprintf("{\"instance-id\": %q}\n", s.Instance) }
 
 // Tmpfiles is the same as lines of tmpfiles.d(5), for root alone: the home of somebody else is not known before the
-// guest runs. It holds the private host key. "" when the login is not root's.
+// guest runs. Every boot with the credential adds the key once more to what authorized_keys has. It holds the private host key. "" when the login is not root's.
 func (s Seed) Tmpfiles() string {
 	if s.user() != rootUser {
 		return ""
