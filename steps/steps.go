@@ -71,7 +71,7 @@ type Step struct {
 	// Module returns the words for modinfo of the module whose version, license, vermagic and signer the check reads, as
 	// other steps' checks do: where several are made at once, the guest looks it up once. nil, or "": none.
 	Module func(in Input) string
-	Hint string // what a person does when the step fails and no better cause is known
+	Hint   string // what a person does when the step fails and no better cause is known
 }
 
 // DataMark begins a line of a check's output that is for programs: it goes to Read and not into the detail that

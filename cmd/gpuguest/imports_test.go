@@ -34,6 +34,7 @@ var layers = []string{
 	"gpuguest/internal/inventory",
 	"gpuguest/internal/fleet",
 	"gpuguest/internal/report",
+	"gpuguest/internal/oven",
 	"gpuguest/cmd/gpuguest",
 }
 
