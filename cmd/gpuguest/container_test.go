@@ -42,6 +42,7 @@ func TestContainer(t *testing.T) {
 		{"refuse", testRefuse},
 		{"suites", testSuites},
 		{"methods", testMethods},
+		{"bad input", testBadInput},
 		{"fleet", testFleet},
 		{"real driver", testRealDriver},
 	} {

@@ -48,6 +48,7 @@ func (p Plan) frame(it Item) string {
 		line("( set -eu\n%s\n) </dev/null; code=$?", actionScript(a))
 		line(`if [ $code -ne 0 ]; then`)
 		if hasPackages(it) {
+			line("	build_logs")
 			line("	close_bracket")
 		}
 		line("	journal %s\"$code\"", sh.Quote(p.record(it, "failed")+`,"exit":`))
