@@ -43,6 +43,7 @@ func TestContainer(t *testing.T) {
 		{"suites", testSuites},
 		{"methods", testMethods},
 		{"bad input", testBadInput},
+		{"proxy", testProxy},
 		{"fleet", testFleet},
 		{"real driver", testRealDriver},
 	} {
