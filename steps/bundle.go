@@ -8,6 +8,7 @@ import (
 	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
 )
 
@@ -79,28 +80,38 @@ func GatherScript(in, ref Input) (string, error) {
 	return m.Gather(g), nil
 }
 
-// Fits tells whether the bundle that is wanted was made for this guest and this plan, by a *choice.Refusal. Nothing is
-// asked of the guest but what its facts say.
+// misfit is the refusal of a bundle.
+func misfit(b choice.Bundle, format string, args ...any) error {
+	return &choice.Refusal{What: "bundle " + b.Name, Reason: fmt.Sprintf(format, args...)}
+}
+
+// FitsGuest tells whether a bundle was made for a guest like this one, by a *choice.Refusal. It is asked before a driver is
+// chosen: what the bundle has may be nothing that this guest could have.
+func FitsGuest(b choice.Bundle, f facts.Facts, d distros.Distro) error {
+	next := f.Kernel.Next
+	_, can := d.Packages.(distros.Bundler)
+	switch {
+	case !b.Given():
+		return nil
+	case !can:
+		return misfit(b, "%s", errNoBundle(d))
+	case b.Distro != d.String() || b.Arch != f.Arch:
+		return misfit(b, "it was made for %s on %s, and the guest is %s on %s", b.Distro, b.Arch, d, f.Arch)
+	case b.Kernel != next && !slices.Contains(f.Kernel.Headers, next):
+		return misfit(b, "it was made for kernel %s, and the guest starts %s next: make it for this guest, or have the guest start that kernel", b.Kernel, next)
+	}
+	return nil
+}
+
+// Fits tells whether the bundle that is wanted has what the plan installs, by a *choice.Refusal. Nothing is asked of the
+// guest but what its facts say.
 func Fits(in Input) error {
 	b := in.Want.Bundle
 	if !b.Given() {
 		return nil
 	}
-	no := func(format string, args ...any) error {
-		return &choice.Refusal{What: "bundle " + b.Name, Reason: fmt.Sprintf(format, args...)}
-	}
-	next := in.Facts.Kernel.Next
-	if _, ok := in.Distro.Packages.(distros.Bundler); !ok {
-		return no("%s", errNoBundle(in.Distro))
-	}
-	if b.Distro != in.Distro.String() || b.Arch != in.Facts.Arch {
-		return no("it was made for %s on %s, and the guest is %s on %s", b.Distro, b.Arch, in.Distro, in.Facts.Arch)
-	}
-	if b.Kernel != next && !slices.Contains(in.Facts.Kernel.Headers, next) {
-		return no("it was made for kernel %s, and the guest starts %s next: make it for this guest, or have the guest start that kernel", b.Kernel, next)
-	}
 	if in.Choice.Replaces.Any() {
-		return no("the guest has a driver that came another way: uninstall it first")
+		return misfit(b, "the guest has a driver that came another way: uninstall it first")
 	}
 	packages, pins := Needs(in)
 	var missing []string
@@ -110,11 +121,11 @@ func Fits(in Input) error {
 		}
 	}
 	if len(missing) > 0 {
-		return no("it lacks %s: make it with the flags that it is installed with", strings.Join(missing, ", "))
+		return misfit(b, "it lacks %s: make it with the flags that it is installed with", strings.Join(missing, ", "))
 	}
 	for _, f := range []choice.Installer{in.Choice.Runfile, in.Choice.CUDA.Installer} {
 		if f.SHA256 != "" && !slices.Contains(b.Installers, f.SHA256) {
-			return no("it lacks the installer %s: make it with the flags that it is installed with", f.Name)
+			return misfit(b, "it lacks the installer %s: make it with the flags that it is installed with", f.Name)
 		}
 	}
 	return nil

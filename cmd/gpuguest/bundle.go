@@ -154,17 +154,25 @@ func (a *app) makeBundle(ctx context.Context, b bundling) (made offline.Archive,
 		m.Files = append(m.Files, f)
 	}
 	err = report.Write(b.output, report.Public, func(w io.Writer) error {
+		open := openBelow(dir)
 		return offline.Write(w, &m, func(f offline.File) (io.ReadCloser, error) {
 			if local := b.files[f.SHA256]; local != "" {
 				return os.Open(local)
 			}
-			return os.Open(filepath.Join(dir, filepath.FromSlash(f.Name)))
+			return open(f)
 		})
 	})
 	if err != nil {
 		return made, err
 	}
 	return readBundleFile(b.output)
+}
+
+// openBelow opens files of an archive that were kept below dir.
+func openBelow(dir string) func(offline.File) (io.ReadCloser, error) {
+	return func(f offline.File) (io.ReadCloser, error) {
+		return os.Open(filepath.Join(dir, filepath.FromSlash(f.Name)))
+	}
 }
 
 // manifest says what a plan's bundle is made for.

@@ -79,10 +79,12 @@ func TestBundleOfAnotherGuestOrPlanIsRefused(t *testing.T) {
 		"another machine":      {"", func(b *choice.Bundle, _ *choice.Want) { b.Arch = "aarch64" }, "debian:12 on aarch64"},
 		"another kernel":       {"", func(b *choice.Bundle, _ *choice.Want) { b.Kernel = "6.1.0-1-amd64" }, "it was made for kernel 6.1.0-1-amd64, and the guest starts " + f.Kernel.Next + " next"},
 		"another branch":       {"", func(_ *choice.Bundle, w *choice.Want) { w.Driver = "570" }, "it lacks nvidia-driver-pinning-570"},
-		"a package less":       {"", func(b *choice.Bundle, _ *choice.Want) { b.Packages = slices.DeleteFunc(slices.Clone(b.Packages), func(p string) bool { return p == "dkms" }) }, "it lacks dkms"},
-		"a toolkit more":       {"", func(_ *choice.Bundle, w *choice.Want) { w.CUDA = "12.4" }, "it lacks cuda-toolkit-12-4"},
-		"an installer":         {"", func(_ *choice.Bundle, w *choice.Want) { w.Source = choice.SourceRunfile }, "it lacks "},
-		"rpm":                  {"rocky9-l4", func(b *choice.Bundle, _ *choice.Want) { b.Distro = "rocky:9" }, "--proxy"},
+		"a package less": {"", func(b *choice.Bundle, _ *choice.Want) {
+			b.Packages = slices.DeleteFunc(slices.Clone(b.Packages), func(p string) bool { return p == "dkms" })
+		}, "it lacks dkms"},
+		"a toolkit more": {"", func(_ *choice.Bundle, w *choice.Want) { w.CUDA = "12.4" }, "it lacks cuda-toolkit-12-4"},
+		"an installer":   {"", func(_ *choice.Bundle, w *choice.Want) { w.Source = choice.SourceRunfile }, "it lacks "},
+		"rpm":            {"rocky9-l4", func(b *choice.Bundle, _ *choice.Want) { b.Distro = "rocky:9" }, "--proxy"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			guest := f

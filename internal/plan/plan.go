@@ -63,6 +63,9 @@ func Input(f facts.Facts, w choice.Want) (steps.Input, error) {
 	if err != nil {
 		return steps.Input{}, err
 	}
+	if err := steps.FitsGuest(w.Bundle, f, d); err != nil {
+		return steps.Input{}, err
+	}
 	c, err := choice.Make(f, d, w)
 	if err != nil {
 		return steps.Input{}, err
