@@ -29,7 +29,7 @@ test-browser: ## the report's page looked at in a real Chromium: sorted, filtere
 	GPUGUEST_BROWSER=1 $(GO) test -count=1 -timeout 15m -run '^TestBrowser' ./internal/report
 
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
-	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
+	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 60m -run '^TestContainer' ./cmd/... ./internal/...
 
 test-slurm: ## the job array of docs/ in a real Slurm of one node
 	@command -v slurmctld >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge; }

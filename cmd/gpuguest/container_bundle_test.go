@@ -35,13 +35,17 @@ timeout 5 bash -c 'exec 3<>/dev/tcp/`+lab.ContainerGateway+fmt.Sprintf("/%d", g.
 }
 
 func testBundle(t *testing.T, w *world) {
+	t.Parallel()
 	ref := w.start(t, w.root(t, "bookworm"), lab.ContainerSpec{})
 	untouched := ref.tree(t)
 	file := filepath.Join(t.TempDir(), "vm.bundle")
 	made := w.must(t, exitDone, slices.Concat([]string{"bundle", "-o", file}, ref.reach("root"), ref.want())...)
 	t.Log(strings.TrimSpace(made.out))
-	if d := differences(untouched, ref.tree(t)); d != "" {
-		t.Errorf("gathering changed the guest:\n%s", d)
+	for line := range strings.Lines(differences(untouched, ref.tree(t))) {
+		// gpuguest's own folder came and went in there.
+		if !strings.HasPrefix(line[2:], "/var/lib d ") {
+			t.Errorf("gathering changed the guest: %s", line)
+		}
 	}
 
 	g := w.start(t, w.root(t, "bookworm"), lab.ContainerSpec{Alone: true})
@@ -121,6 +125,7 @@ func (g *testGuest) testAgainAndBack(t *testing.T, install, before []string) {
 
 // testBundledInstaller: NVIDIA's .run comes in the bundle too, with what its modules are built with.
 func testBundledInstaller(t *testing.T, w *world) {
+	t.Parallel()
 	ref := w.start(t, w.root(t, "bookworm"), lab.ContainerSpec{})
 	file := filepath.Join(t.TempDir(), "run.bundle")
 	driver, sum := write(t, "NVIDIA-Linux-x86_64-580.95.05.run", driverRunfile(t, "580.95.05", "x86_64", ""))
@@ -140,6 +145,7 @@ func testBundledInstaller(t *testing.T, w *world) {
 // testBundleOfAnother: a bundle that was gathered in a guest with more packages than this one has cannot do, and says
 // so before any package is touched.
 func testBundleOfAnother(t *testing.T, w *world) {
+	t.Parallel()
 	ref := w.start(t, w.root(t, "bookworm", lists, headers), lab.ContainerSpec{})
 	file := filepath.Join(t.TempDir(), "other.bundle")
 	w.must(t, exitDone, slices.Concat([]string{"bundle", "-o", file}, ref.reach("root"), ref.want())...)
