@@ -223,7 +223,7 @@ func gather(ctx context.Context, conn *guest.Conn, script, dir string) ([]offlin
 	case err != nil && uerr == nil:
 		return nil, err
 	case err == nil && res.Exit != 0:
-		return nil, &gatherError{exit: res.Exit, said: string(res.Stderr)}
+		return nil, &gatherError{what: fmt.Sprintf("the packages could not be gathered: exit %d", res.Exit), said: string(res.Stderr)}
 	case uerr != nil:
 		return nil, fmt.Errorf("what the guest gathered: %w", uerr)
 	}
@@ -237,24 +237,33 @@ func cmpErr(err, otherwise error) error {
 	return otherwise
 }
 
-// gatherError says that the guest could not gather the packages.
+// gatherError says that something of a bundle could not be had.
 type gatherError struct {
-	exit int
-	said string
+	what string
+	said string // by the guest's package manager, "" it was not asked
+	err  error  // nil: none
 }
 
+func (e *gatherError) Unwrap() error { return e.err }
+
 func (e *gatherError) Error() string {
+	if e.said == "" {
+		return e.what
+	}
 	said := strings.Split(strings.TrimSpace(e.said), "\n")
 	if len(said) > 15 {
 		said = said[len(said)-15:]
 	}
-	return fmt.Sprintf("the packages could not be gathered: exit %d\n  %s", e.exit, strings.Join(said, "\n  "))
+	return e.what + "\n  " + strings.Join(said, "\n  ")
 }
 
 // Hint is the cause that the package manager's words give away.
 func (e *gatherError) Hint() string {
 	if h := knownCause(e.said); h != "" {
 		return h
+	}
+	if e.said == "" {
+		return ""
 	}
 	return "the guest at --host needs a way to its packages, and to NVIDIA's repository: --repo-mirror names another one"
 }
@@ -355,18 +364,18 @@ func (a *app) bundleInstaller(ctx context.Context, i offline.Installer, url stri
 	defer client.CloseIdleConnections()
 	res, err := client.Do(req)
 	if err != nil {
-		return f, err
+		return f, &gatherError{what: err.Error(), err: err}
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return f, fmt.Errorf("%s: %s", url, res.Status)
+		return f, &gatherError{what: url + ": " + res.Status}
 	}
 	got, err := keepFile(filepath.Join(dir, filepath.FromSlash(f.Name)), res.Body)
 	if err != nil {
-		return f, fmt.Errorf("%s: %w", url, err)
+		return f, &gatherError{what: url + ": " + err.Error(), err: err}
 	}
 	if got.SHA256 != f.SHA256 {
-		return f, fmt.Errorf("%s: its SHA-256 is %s, and not %s: it is cut short, or something in between answered in its place", url, got.SHA256, f.SHA256)
+		return f, &gatherError{what: fmt.Sprintf("%s: its SHA-256 is %s, and not %s: it is cut short, or something in between answered in its place", url, got.SHA256, f.SHA256)}
 	}
 	f.Size = got.Size
 	return f, nil

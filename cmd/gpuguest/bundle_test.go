@@ -6,6 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,6 +80,35 @@ func TestGatheredPackagesAreHeldAgainstTheirIndex(t *testing.T) {
 	}
 	if _, err := unpack(bytes.NewReader(tarOf(t, "repo/"+name, text)[:700]), t.TempDir()); err == nil {
 		t.Error("what was cut short is taken")
+	}
+}
+
+// A fetched installer is held against its SHA-256, and what a portal answers in its place is none.
+func TestInstallerOfABundleIsFetchedWholeOrNotAtAll(t *testing.T) {
+	const run = "#!/bin/sh\n"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/driver.run":
+			_, _ = io.WriteString(w, run)
+		case "/portal.run":
+			_, _ = io.WriteString(w, "<html>log in</html>")
+		case "/short.run":
+			w.Header().Set("Content-Length", "4096")
+			_, _ = io.WriteString(w, run)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer server.Close()
+	a := &app{console: console{err: io.Discard}}
+	for name, says := range map[string]string{"driver.run": "", "portal.run": "its SHA-256 is", "short.run": "unexpected EOF", "none.run": "404"} {
+		f, err := a.bundleInstaller(t.Context(), offline.Installer{Name: name, SHA256: sumOf(run)}, server.URL+"/"+name, nil, t.TempDir())
+		switch {
+		case says == "" && (err != nil || f.Size != int64(len(run)) || f.Name != "files/driver.run"):
+			t.Errorf("%s: %+v, %v", name, f, err)
+		case says != "" && (err == nil || !strings.Contains(err.Error(), says) || exitCode(err) != exitStep):
+			t.Errorf("%s: got %v, exit %d, wanted one that says %q", name, err, exitCode(err), says)
+		}
 	}
 }
 
