@@ -22,7 +22,7 @@ const (
 func byBundle(in Input) bool { return in.Want.Bundle.Given() }
 
 // Needs are the packages that the plan's steps ask for by name, sorted: the bundle of the plan must have them. Those
-// that pin the others' versions come apart.
+// that pin the others' versions come apart. What a step installs and is not named here, no bundle brings.
 func Needs(in Input) (packages, pins []string) {
 	if in.Choice.Modules != choice.ModulesPrecompiled {
 		packages = append(packages, headerPackages(in)...)
