@@ -29,7 +29,7 @@ test-browser: ## the report's page looked at in a real Chromium: sorted, filtere
 	GPUGUEST_BROWSER=1 $(GO) test -count=1 -timeout 15m -run '^TestBrowser' ./internal/report
 
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
-	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 40m -run '^TestContainer' ./cmd/... ./internal/...
+	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 60m -run '^TestContainer' ./cmd/... ./internal/...
 
 # Not part of "make test": each of its five builds takes ten minutes of two cores that have nothing else to do.
 test-real: deps ## Debian's own packages of NVIDIA's real driver, built by DKMS in stock guests of Debian 11, 12 and 13

@@ -5,7 +5,8 @@
 #   put PATH MODE   write standard input to PATH by a temporary name, keeping what was there before
 #   drop PATH       remove PATH, keeping what was there before
 #   keep PATH       keep what is at PATH now, so that it can be put back
-# What only the frame around them calls: prepare, settle, journal.
+#   add_to_dkms     tell DKMS of NVIDIA's sources that it was not told of
+# What only the frame around them calls: prepare, settle, journal, build_logs.
 S=${GPUGUEST_STATE:-/var/lib/gpuguest}
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a NEEDRESTART_SUSPEND=1
 umask 022
@@ -74,16 +75,41 @@ open_bracket() {
 	mv -f "$S/bracket.tmp" "$S/bracket"
 }
 
+# On a disk that is full the bracket stays: the ledger must not lose what was installed until then.
 close_bracket() {
 	[ -e "$S/bracket" ] || return 0
-	list_packages >"$S/bracket.now"
 	# added and changed packages: "name version"; "-" in place of a version: was not there.
-	awk 'NR == FNR { was[$1] = $2; next }
+	if [ ! -e "$S/packages" ]; then : >"$S/packages"; fi
+	list_packages >"$S/bracket.now" && awk 'NR == FNR { was[$1] = $2; next }
 		!($1 in was) { print "added", $1, "-", $2; next }
 		was[$1] != $2 { print "changed", $1, was[$1], $2 }
 		{ delete was[$1] }
-		END { for (p in was) print "removed", p, was[p], "-" }' "$S/bracket" "$S/bracket.now" | sort >"$S/bracket.diff"
-	cat "$S/bracket.diff" >>"$S/packages"
-	flush "$S/packages"
-	rm -f "$S/bracket" "$S/bracket.now" "$S/bracket.diff"
+		END { for (p in was) print "removed", p, was[p], "-" }' "$S/bracket" "$S/bracket.now" | sort >"$S/bracket.diff" &&
+		cat "$S/packages" "$S/bracket.diff" >"$S/packages.tmp" &&
+		flush "$S/packages.tmp" &&
+		mv -f "$S/packages.tmp" "$S/packages" &&
+		rm -f "$S/bracket" "$S/bracket.now" "$S/bracket.diff"
+}
+
+# A package whose script ran out of disk leaves sources that DKMS never heard of, and is done for dpkg the next
+# time: nothing else would add them.
+add_to_dkms() {
+	for src in /usr/src/nvidia*-*/dkms.conf; do
+		[ -e "$src" ] || continue
+		src=${src%/dkms.conf}
+		src=${src##*/}
+		[ -e "/var/lib/dkms/${src%-*}/${src##*-}/source" ] || dkms add -m "${src%-*}" -v "${src##*-}" || echo "dkms add: exit $?"
+	done
+}
+
+# build_logs shows the end of what compilers said since the bracket was opened: package managers tell no more than
+# where it is.
+build_logs() {
+	for log in /var/lib/dkms/*/*/build/make.log; do
+		# shellcheck disable=SC3013 # dash, bash and busybox know -nt
+		if [ -e "$log" ] && [ "$log" -nt "$S/bracket" ]; then
+			echo "$log:"
+			tail -n 15 "$log"
+		fi
+	done
 }

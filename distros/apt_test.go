@@ -44,6 +44,8 @@ func commands() []struct{ name, text string } {
 		{"refresh what is needed", a.Refresh(Refresh{Need: []string{"http://a/debian/", "http://b/x"}})},
 		{"refresh one list", a.Refresh(Refresh{Need: []string{"http://a/debian"}, Only: "/etc/apt/sources.list.d/x y.list"})},
 		{"quiet", a.Quiet("echo hello\n")},
+		{"read a bundle", a.Local("/var/lib/gpuguest/bundle")},
+		{"a bundle is complete", a.Complete("dkms", "nvidia-open-580")},
 	}
 }
 

@@ -176,6 +176,7 @@ func buildModules(in Input) string {
 	}
 	return lines(
 		next,
+		`add_to_dkms`,
 		`dkms autoinstall -k "$next" || echo "dkms autoinstall: exit $?"`,
 		`depmod "$next"`,
 		`if ! modinfo -k "$next" -F version `+sh.Quote(in.Choice.Module)+` >/dev/null 2>&1; then`,

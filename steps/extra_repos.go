@@ -10,7 +10,7 @@ func init() {
 		ID:     "extra-repos",
 		Title:  "read the repositories that the driver's dependencies come from",
 		After:  []ID{"ready", "rescue"},
-		Wanted: func(in Input) bool { return len(in.Distro.Extras) > 0 },
+		Wanted: func(in Input) bool { return len(in.Distro.Extras) > 0 && !byBundle(in) },
 		Check:  func(in Input) string { return in.Distro.ExtrasCheck() },
 		Apply: func(in Input) []action.Action {
 			var acts []action.Action

@@ -42,7 +42,7 @@ func init() {
 // module that is built with them loads nowhere (field report: NVIDIA/open-gpu-kernel-modules#555).
 func headersGone(in Input) bool {
 	k := in.Facts.Kernel
-	if in.Choice.Modules != choice.ModulesDKMS || k.Next == "" || len(in.Facts.Offered) == 0 {
+	if byBundle(in) || in.Choice.Modules != choice.ModulesDKMS || k.Next == "" || len(in.Facts.Offered) == 0 {
 		return false
 	}
 	anyHeaders := false

@@ -20,7 +20,7 @@ func init() {
 		After: []ID{"ready", "rescue"},
 		Wanted: func(in Input) bool {
 			own, shared := oldSources(in)
-			return usesRepo(in) && len(own)+len(shared) > 0
+			return readsRepo(in) && len(own)+len(shared) > 0
 		},
 		Check: func(in Input) string {
 			own, shared := oldSources(in)
@@ -47,7 +47,7 @@ func init() {
 		ID:     "repo",
 		Title:  "add NVIDIA's package repository",
 		After:  []ID{"ready", "rescue", "old-sources", "toolkit-pin"},
-		Wanted: usesRepo,
+		Wanted: readsRepo,
 		Refuse: func(in Input) string {
 			r, err := repoOf(in)
 			switch {
@@ -103,7 +103,7 @@ func init() {
 		Title: "add the archive components that hold the driver",
 		After: []ID{"ready", "rescue"},
 		Wanted: func(in Input) bool {
-			return in.Choice.Source == choice.SourceDistro && extraSources(in) != ""
+			return in.Choice.Source == choice.SourceDistro && !byBundle(in) && extraSources(in) != ""
 		},
 		Check: func(in Input) string {
 			return lines(
@@ -141,6 +141,9 @@ func keyActions(in Input, r distros.Repo) []action.Action {
 func usesRepo(in Input) bool {
 	return in.Choice.Source == choice.SourceNVIDIA || in.Choice.CUDA.Source == choice.SourceNVIDIA
 }
+
+// readsRepo tells whether the guest is to read that repository itself.
+func readsRepo(in Input) bool { return usesRepo(in) && !byBundle(in) }
 
 // repoOf is NVIDIA's repository. A mirror that was named is the distribution's where the driver comes from there.
 func repoOf(in Input) (distros.Repo, error) {

@@ -9,7 +9,7 @@ func init() {
 	register(Step{
 		ID:     "rescue",
 		Title:  "keep the initramfs that boots today",
-		After:  []ID{"ready"},
+		After:  []ID{"ready", "proxy", "bundle"},
 		Wanted: func(in Input) bool { return in.Facts.Boot.Image != "" },
 		Check: func(in Input) string {
 			kept := "$S/before/files" + sh.Quote(in.Facts.Boot.Image)

@@ -29,6 +29,15 @@ var needed = map[string]uint64{
 // toolkit of 2024 or 2025 has 5 GB, its installer as much, and as much again while it unpacks; those of before 11
 // have less than half. All are estimates.
 func extra(in Input, dir string) uint64 {
+	bundle := uint64(0)
+	if dir == "/var" {
+		// The archive, and what is unpacked.
+		bundle = 2 * uint64(in.Want.Bundle.Size)
+	}
+	return bundle + extraInstallers(in, dir)
+}
+
+func extraInstallers(in Input, dir string) uint64 {
 	k := in.Choice.CUDA
 	size := uint64(5 << 30)
 	if catalog.CompareVersions(k.Version, "11") < 0 {

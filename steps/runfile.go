@@ -30,6 +30,8 @@ func fetchInstaller(in Input, f choice.Installer) (file string, act action.Actio
 		return file, action.Run{Title: "find the installer of driver " + f.Version, Script: lines(
 			`echo "the installer of driver" `+sh.Quote(f.Version)+` "is not known: give the file by --runfile, or its URL with --runfile-sha256"`,
 			`exit 1`)}
+	case byBundle(in):
+		return file, fromBundle(f, file)
 	case f.URL == "":
 		return file, action.Send{Path: file, SHA256: f.SHA256}
 	}

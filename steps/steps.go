@@ -158,6 +158,9 @@ func must(script, why string) string {
 // freshLists fetches the package lists of the sources that the work needs; another's failure is told and
 // not fatal.
 func freshLists(in Input) string {
+	if byBundle(in) {
+		return in.Distro.Packages.Refresh(distros.Refresh{})
+	}
 	need := in.Distro.Archive(in.Facts, in.Want.Mirror)
 	if in.Choice.Source != choice.SourceDistro {
 		// The mirror then stands for NVIDIA's repository and not for the distribution's archive.

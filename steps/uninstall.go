@@ -101,6 +101,7 @@ func init() {
 					// The old version may have left the archive; then the newer one stays, and the proof says so.
 					Script: lines(
 						`set +e`,
+						`if [ -r `+proxyEnv+` ]; then . `+proxyEnv+`; fi`,
 						m.Quiet(m.Downgrade(c.Name, c.Was)),
 						`exit 0`),
 				})
@@ -190,7 +191,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "removed",
 		Title:  "prove that the guest is what it was",
-		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config", "products", "remove-accounts", "remove-signing-key", "restore-cuda-link"},
+		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config", "products", "remove-accounts", "remove-signing-key", "restore-cuda-link", "remove-ways"},
 		Fresh:  true,
 		Wanted: changedByUs,
 		Check: func(in Input) string {

@@ -45,6 +45,8 @@ func TestContainer(t *testing.T) {
 		{"versions", testVersions},
 		{"disk fills", testDiskFills},
 		{"methods", testMethods},
+		{"bad input", testBadInput},
+		{"proxy", testProxy},
 		{"fleet", testFleet},
 		{"verify at boot", testVerifyAtBoot},
 	} {

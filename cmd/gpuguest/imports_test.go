@@ -21,6 +21,7 @@ var layers = []string{
 	"gpuguest/internal/runfile",
 	"gpuguest/internal/diagnosis",
 	"gpuguest/internal/bundle",
+	"gpuguest/internal/offline",
 	"gpuguest/internal/hypervisor",
 	"gpuguest/internal/cuda",
 	"gpuguest/internal/smi",

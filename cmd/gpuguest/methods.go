@@ -28,6 +28,9 @@ type methods struct {
 	runfile, runfileSHA256         string
 	cudaRunfile, cudaRunfileSHA256 string
 	key, cert                      string
+	proxy                          string
+	noProxy                        bool // the environment names none either
+	bundle, bundleSHA256           string
 
 	certDER []byte // the certificate, once it was read
 }
@@ -43,13 +46,32 @@ func (m *methods) add(c *cobra.Command, w *choice.Want) {
 	f.StringVar(&m.cudaRunfileSHA256, "cuda-runfile-sha256", "", "SHA-256, `HEX`, of that installer")
 	f.StringVar(&m.key, "secure-boot-key", "", "private key, PEM `FILE`, that modules are signed with; it is sent to the guest and kept there for root alone")
 	f.StringVar(&m.cert, "secure-boot-cert", "", "its certificate, PEM or DER `FILE`, which the guest must trust already where Secure Boot is on")
+	f.StringVar(&m.bundle, "bundle", "", "take all packages and installers from this `FILE` of \"gpuguest bundle\", which is sent: for a guest without a network")
+	f.StringVar(&m.bundleSHA256, "bundle-sha256", "", "SHA-256, `HEX`, that the bundle must have")
+	f.StringVar(&m.proxy, "proxy", "", "have the guest's downloads and package manager go by this proxy, `URL`, while gpuguest works (default: $"+proxyVariable+", else the guest's own way)")
 	_ = c.RegisterFlagCompletionFunc("cuda-source", cobra.FixedCompletions([]string{choice.SourceNVIDIA, choice.SourceRunfile}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // settle reads the files that are named and puts into the wish what they say. files gets those that are to be
 // sent, by SHA-256; of many guests each installer is read once. close removes what was made for that.
 func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (closeFiles func() error, err error) {
-	closeFiles = func() error { return nil }
+	made := folder("")
+	closeFiles = func() error { return made.remove() }
+	if err := m.useBundle(of, w, files); err != nil {
+		return closeFiles, err
+	}
+	if m.proxy == "" && m.bundle == "" && !m.noProxy {
+		m.proxy = os.Getenv(proxyVariable)
+	}
+	if m.proxy != "" {
+		var text []byte
+		if w.Proxy, text, err = readProxy(m.proxy); err != nil {
+			return closeFiles, err
+		}
+		if files[w.Proxy.SHA256], err = made.keep("proxy", text); err != nil {
+			return closeFiles, err
+		}
+	}
 	if w.Runfile, err = of.installer("--runfile", m.runfile, m.runfileSHA256, catalog.DriverRunfiles(), files); err != nil {
 		return closeFiles, err
 	}
@@ -68,17 +90,30 @@ func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (c
 	if w.Signing, err = m.readSigning(files); err != nil {
 		return closeFiles, err
 	}
-	dir, err := os.MkdirTemp("", "gpuguest-")
-	if err != nil {
-		return closeFiles, err
+	files[w.Signing.CertSHA256], err = made.keep("cert.der", m.certDER)
+	return closeFiles, err
+}
+
+// folder is a temporary folder that is made when the first file is kept in it; "": not yet.
+type folder string
+
+func (f *folder) keep(name string, data []byte) (path string, err error) {
+	if *f == "" {
+		dir, err := os.MkdirTemp("", "gpuguest-")
+		if err != nil {
+			return "", err
+		}
+		*f = folder(dir)
 	}
-	closeFiles = func() error { return os.RemoveAll(dir) }
-	der := filepath.Join(dir, "cert.der")
-	if err := os.WriteFile(der, m.certDER, 0o600); err != nil {
-		return closeFiles, err
+	path = filepath.Join(string(*f), name)
+	return path, os.WriteFile(path, data, 0o600)
+}
+
+func (f *folder) remove() error {
+	if *f == "" {
+		return nil
 	}
-	files[w.Signing.CertSHA256] = der
-	return closeFiles, nil
+	return os.RemoveAll(string(*f))
 }
 
 // installer says what an installer that was named is: by its own header where it is here, else by its name. The member

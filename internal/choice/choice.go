@@ -63,8 +63,36 @@ type Want struct {
 	Replace     bool    // a driver that came another way is removed first: a .run for packages, packages for a .run
 	Signing     Signing // what modules that are built in the guest are signed with; zero: whatever DKMS does
 
+	Bundle Bundle // all packages and installers, sent by the client; zero: none
+	Proxy  Proxy  // the guest's way out, for gpuguest's own work; zero: the guest's own
+
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
 }
+
+// Bundle is an archive with all packages and installers of one plan, for a guest without a network. The zero value is
+// none.
+type Bundle struct {
+	Name       string // its file name
+	SHA256     string // lower-case hex
+	Size       int64
+	Distro     string   // that it was made for: "debian:12"
+	Arch       string   // machine, as uname -m says it
+	Kernel     string   // release of the kernel that its headers are for
+	Packages   []string // that it has by name, as they are asked for
+	Installers []string // SHA-256 of those that it has
+}
+
+// Given tells whether there is a bundle.
+func (b Bundle) Given() bool { return b.SHA256 != "" }
+
+// Proxy is a way out of the guest. The file that tells the guest of it, and of the password it may take, is sent.
+type Proxy struct {
+	Shown  string // its URL without name and password: "http://proxy.example:3128"
+	SHA256 string // of the file, lower-case hex
+}
+
+// Given tells whether there is a proxy.
+func (p Proxy) Given() bool { return p.SHA256 != "" }
 
 // Choice is what was decided, and why.
 type Choice struct {

@@ -114,7 +114,7 @@ func (r *request) toolkitObjection(t catalog.Toolkit, c Choice) string {
 // toolkitSource says where a toolkit comes from, or why from nowhere.
 func (r *request) toolkitSource(t catalog.Toolkit) (source, why string) {
 	packages := func() string {
-		if _, err := r.repo(); err != nil {
+		if _, err := r.repo(); err != nil && !r.w.Bundle.Given() {
 			return err.Error()
 		}
 		known := false

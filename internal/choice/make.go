@@ -563,7 +563,7 @@ func (r *request) kernelObjection(c candidate) string {
 }
 
 func (r *request) repoObjection(c candidate) string {
-	if c.offer.Source != SourceNVIDIA {
+	if c.offer.Source != SourceNVIDIA || r.w.Bundle.Given() {
 		return ""
 	}
 	if _, err := r.repo(); err != nil {

@@ -28,8 +28,9 @@ import (
 
 // ContainerSpec says what a container guest is like. The zero value is a stock guest.
 type ContainerSpec struct {
-	Forward int // a TCP port of 127.0.0.1 with an HTTP server that the guest reaches at ContainerGateway; 0: none
-	DiskMB  int // size of a file system of the guest's own; 0: the guest writes to the machine's
+	Forward int  // a TCP port of 127.0.0.1 with an HTTP server that the guest reaches at ContainerGateway; 0: none
+	Alone   bool // the guest has no way out: nothing listens for it at ContainerGateway, and it knows no route further
+	DiskMB  int  // size of a file system of the guest's own; 0: the guest writes to the machine's
 }
 
 // Container is a running guest: a whole system, init and all, in name spaces of its own on this machine's
@@ -275,6 +276,9 @@ func (c *Container) joinGroups(context.Context) error {
 const proxyPort = 3128
 
 func (c *Container) serve(cache string) error {
+	if c.spec.Alone {
+		return nil
+	}
 	packages := filepath.Join(cache, "packages")
 	if err := os.MkdirAll(packages, 0o700); err != nil {
 		return err

@@ -22,6 +22,8 @@ type Plan struct {
 	Distro   distros.Distro
 	Choice   choice.Choice
 	Segments []Segment
+	Bundle   string           // file name of the bundle that all comes from, "" none
+	Env      string           // sh text that every item's script begins with; see steps.Environment
 	Remedies []remedy.Promise // what would be tried when a proof fails; only to be told
 }
 
@@ -62,11 +64,15 @@ func Input(f facts.Facts, w choice.Want) (steps.Input, error) {
 	if err != nil {
 		return steps.Input{}, err
 	}
+	if err := steps.FitsGuest(w.Bundle, f, d); err != nil {
+		return steps.Input{}, err
+	}
 	c, err := choice.Make(f, d, w)
 	if err != nil {
 		return steps.Input{}, err
 	}
-	return steps.Input{Facts: f, Distro: d, Want: w, Choice: c}, nil
+	in := steps.Input{Facts: f, Distro: d, Want: w, Choice: c}
+	return in, steps.Fits(in)
 }
 
 // Build works out every wanted step. It fails with a *Refusal when a step says that it cannot be carried
@@ -107,7 +113,7 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 			now.Items = append(now.Items, item)
 		}
 	}
-	p := Plan{Distro: in.Distro, Choice: in.Choice}
+	p := Plan{Distro: in.Distro, Choice: in.Choice, Env: steps.Environment(in), Bundle: in.Want.Bundle.Name}
 	for _, s := range []Segment{now, fresh} {
 		if len(s.Items) > 0 {
 			p.Segments = append(p.Segments, s)

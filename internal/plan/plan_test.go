@@ -124,6 +124,9 @@ var goldens = []struct {
 	{"debian12-t4-remedies", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, Firmware: true, ModuleOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
 	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
 	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
+	{"debian12-gtx1050ti-bundle", "debian12-gtx1050ti-nouveau", choice.Want{Bundle: airGapped}},
+	{"debian12-gtx1050ti-proxy", "debian12-gtx1050ti-nouveau", choice.Want{Proxy: aProxy}},
+	{"rocky9-l4-proxy", "rocky9-l4", choice.Want{Proxy: aProxy}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
 }
 
@@ -131,9 +134,16 @@ var goldens = []struct {
 var (
 	sentDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: strings.Repeat("cd", 32), Version: "390.42", Arch: "x86_64"}
 	sentToolkit = choice.Runfile{Name: "cuda_9.1.85_387.26_linux", SHA256: strings.Repeat("ef", 32), Version: "9.1.85", Arch: "x86_64"}
+	aProxy      = choice.Proxy{Shown: "http://proxy.example:3128", SHA256: strings.Repeat("cd", 32)}
 	trustedKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "Debian Secure Boot CA", Signer: "Debian Secure Boot CA", KeyID: "6ccece7e4c6c0d1f6149f3dd27dfcc5cbb419ea1"}
 	strangeKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "somebody's key", Signer: "somebody's key", KeyID: "0102030405060708090a0b0c0d0e0f1011121314"}
 )
+
+// airGapped is the bundle of a plan for a recorded guest.
+var airGapped = choice.Bundle{
+	Name: "vm.bundle", SHA256: strings.Repeat("ab", 32), Size: 200 << 20, Distro: "debian:12", Arch: "x86_64", Kernel: "6.1.0-50-amd64",
+	Packages: []string{"dkms", "gcc", "libc6-dev", "linux-headers-6.1.0-50-amd64", "linux-headers-amd64", "make", "nvidia-driver-cuda", "nvidia-driver-pinning-580", "nvidia-kernel-dkms", "nvidia-persistenced"},
+}
 
 func guestFacts(t testing.TB, name string) facts.Facts {
 	t.Helper()
@@ -232,7 +242,7 @@ func TestPlansPassShellcheck(t *testing.T) {
 	if err != nil {
 		t.Skip("no shellcheck on this machine")
 	}
-	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot"}
+	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot", "debian12-gtx1050ti-bundle", "rocky9-l4-proxy"}
 	for _, g := range goldens {
 		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
 			continue

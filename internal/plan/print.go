@@ -24,9 +24,9 @@ func (p Plan) Text(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) er
 	}
 	b.WriteString("\n")
 	if c := p.Choice; c.Branch != 0 {
-		fmt.Fprintf(&b, "driver %s, %s kernel modules by %s, from %s\n", p.driver(), c.Flavor, c.Modules, sourceName(c.Source))
+		fmt.Fprintf(&b, "driver %s, %s kernel modules by %s, from %s\n", p.driver(), c.Flavor, c.Modules, p.source(c.Source))
 		if k := c.CUDA; k.Version != "" {
-			fmt.Fprintf(&b, "CUDA %s, from %s\n", toolkitName(k), map[bool]string{true: "its .run installer", false: sourceName(k.Source)}[k.Source == choice.SourceRunfile])
+			fmt.Fprintf(&b, "CUDA %s, from %s\n", toolkitName(k), map[bool]string{true: p.source("its .run installer"), false: p.source(k.Source)}[k.Source == choice.SourceRunfile])
 		}
 		for _, why := range c.Why {
 			fmt.Fprintf(&b, "  - %s\n", why)
@@ -105,6 +105,14 @@ func describe(a action.Action) string {
 	return ""
 }
 
+// source is where a driver or a toolkit comes from, and by what.
+func (p Plan) source(s string) string {
+	if p.Bundle != "" {
+		return "the bundle " + p.Bundle + " (" + sourceName(s) + ")"
+	}
+	return sourceName(s)
+}
+
 func sourceName(s string) string {
 	switch s {
 	case "nvidia":
@@ -145,6 +153,7 @@ type Document struct {
 	Branch   int              `json:"branch"`
 	Flavor   string           `json:"flavor"`
 	Source   string           `json:"source"`
+	Bundle   string           `json:"bundle,omitempty"` // file name of the bundle that all comes from
 	Modules  string           `json:"modules"`
 	Packages []string         `json:"packages"`
 	Pin      []string         `json:"pin,omitempty"`
@@ -206,7 +215,7 @@ type DocumentAction struct {
 func (p Plan) JSON(w io.Writer, f facts.Facts, outcomes map[steps.ID]Outcome) error {
 	d := Document{
 		Distro: p.Distro.ID + ":" + p.Distro.Version, Arch: f.Arch, Kernel: f.Kernel.Running, Next: f.Kernel.Next,
-		Driver: p.driver(), Branch: p.Choice.Branch, Flavor: p.Choice.Flavor, Source: p.Choice.Source, Modules: p.Choice.Modules,
+		Driver: p.driver(), Branch: p.Choice.Branch, Flavor: p.Choice.Flavor, Source: p.Choice.Source, Bundle: p.Bundle, Modules: p.Choice.Modules,
 		Packages: p.Choice.Packages, Pin: p.Choice.Pin, Why: p.Choice.Why, Warnings: p.Choice.Warnings, Remedies: p.Remedies,
 	}
 	d.Runfile = documentFile(p.Choice.Runfile)
@@ -246,6 +255,7 @@ func (p Plan) Shell(w io.Writer) error {
 		// are put together; dash, bash and busybox know -ot and -nt.
 		"# shellcheck disable=SC1007,SC2034,SC2043,SC3013\nset -eu\n\n")
 	b.WriteString(Library(p.Distro))
+	b.WriteString(p.Env)
 	b.WriteString(`
 # run NAME TITLE: one step in a shell of its own, so that no step can change the next one's.
 run() {

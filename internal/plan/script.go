@@ -29,7 +29,7 @@ func Library(d distros.Distro) string {
 // look again, record the end. It needs nobody at the other end of a connection, so a client that dies
 // costs nothing. It exits 0 when the item is met, NotMet, or as the action that failed.
 func (p Plan) Script(it Item) string {
-	return Library(p.Distro) + p.frame(it)
+	return Library(p.Distro) + p.Env + p.frame(it)
 }
 
 func (p Plan) frame(it Item) string {
@@ -49,6 +49,7 @@ func (p Plan) frame(it Item) string {
 		line("( set -eu\n%s\n) </dev/null; code=$?", actionScript(a))
 		line(`if [ $code -ne 0 ]; then`)
 		if hasPackages(it) {
+			line("	build_logs")
 			line("	close_bracket")
 		}
 		line("	journal %s\"$code\"", sh.Quote(p.record(it, "failed")+`,"exit":`))
