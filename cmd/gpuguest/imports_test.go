@@ -34,6 +34,8 @@ var layers = []string{
 	"gpuguest/internal/inventory",
 	"gpuguest/internal/fleet",
 	"gpuguest/internal/report",
+	"gpuguest/internal/oven",
+	"gpuguest/internal/bake",
 	"gpuguest/cmd/gpuguest",
 }
 
