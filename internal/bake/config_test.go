@@ -57,7 +57,9 @@ images:
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := func(line, col int) inventory.Position { return inventory.Position{File: "dir/bake.yaml", Line: line, Col: col} }
+	at := func(line, col int) inventory.Position {
+		return inventory.Position{File: "dir/bake.yaml", Line: line, Col: col}
+	}
 	option := func(name string, line, col int, values ...string) inventory.Option {
 		return inventory.Option{Name: name, Values: values, Where: at(line, col)}
 	}
