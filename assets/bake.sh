@@ -135,9 +135,11 @@ seal() {
 	rm -rf "$R"/tmp/* "$R"/var/tmp/*
 
 	sealed "$1"
-	sync
-	# Blocks that were given back need not be in the image. Not every disk can be told.
-	if [ -z "$R" ]; then fstrim -a 2>/dev/null || true; fi
+	if [ -z "$R" ]; then
+		sync
+		# Blocks that were given back need not be in the image. Not every disk can be told.
+		fstrim -a 2>/dev/null || true
+	fi
 }
 
 # hostkeys sees that sshd finds keys at the first boot, where neither cloud-init nor the distribution does.
