@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-browser test-container test-vm test-slurm lint bench deps clean
+.PHONY: build demo test test-fast test-browser test-container test-vm test-slurm test-packer lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -19,7 +19,7 @@ deps: build ## what the lab, the linters and the benchmarks need on this machine
 demo: deps ## the main job, whole: build a guest with a pretend GPU, install the driver in it over SSH, show the proof
 	bin/guestlab run -- sh testdata/lab/demo.sh
 
-test: lint test-fast test-browser test-container test-slurm ## every tier but the virtual machines' and the GPU's
+test: lint test-fast test-browser test-container test-slurm test-packer ## every tier but the virtual machines' and the GPU's
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
@@ -34,6 +34,10 @@ test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 test-slurm: ## the job array of docs/ in a real Slurm of one node
 	@command -v slurmctld >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge; }
 	GPUGUEST_SLURM=1 $(GO) test -count=1 -run '^TestSlurm$$' ./cmd/gpuguest
+
+test-packer: ## the template of docs/ in a real Packer
+	@command -v packer >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends packer; }
+	GPUGUEST_PACKER=1 $(GO) test -count=1 -run '^TestPacker$$' ./cmd/gpuguest
 
 # Not yet part of "make test": it takes half an hour more, and the tests of diagnosis have not been seen to
 # their end.

@@ -8,6 +8,7 @@ import (
 	"gpuguest/internal/choice"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/oven"
 	"gpuguest/internal/plan"
 )
 
@@ -41,6 +42,7 @@ func exitCode(err error) int {
 	var refusal *choice.Refusal
 	var planned *plan.Refusal
 	var many *fleetError
+	var boot *oven.BootError
 	switch {
 	case err == nil:
 		return exitDone
@@ -48,6 +50,10 @@ func exitCode(err error) int {
 		return many.code
 	case errors.Is(err, engine.ErrDetached), errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
+	case errors.As(err, &boot) && boot.Cause == nil:
+		return exitVerify // it proved itself that it does not boot
+	case errors.As(err, &boot):
+		return exitUnreachable
 	case errors.Is(err, guest.ErrHeld):
 		return exitHeld
 	case errors.Is(err, guest.ErrUnreachable), errors.Is(err, guest.ErrAuth), errors.Is(err, guest.ErrHostKey),

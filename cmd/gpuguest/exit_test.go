@@ -10,6 +10,7 @@ import (
 	"gpuguest/internal/choice"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/oven"
 	"gpuguest/internal/plan"
 )
 
@@ -32,6 +33,9 @@ func TestEveryErrorHasItsExitCode(t *testing.T) {
 		{&choice.Refusal{What: "a driver", Reason: "no GPU"}, 4},
 		{fmt.Errorf("%w: rocky:9", distros.ErrUnsupported), 4},
 		{&engine.StepError{Step: "verify-smi", What: "exit 9", Verify: true}, 5},
+		{fmt.Errorf("smoke: %w", &oven.BootError{Disk: "a.qcow2", What: "does not boot: kernel panic"}), 5},
+		{&oven.BootError{What: "no answer over SSH within 5m0s", Cause: context.DeadlineExceeded}, 3},
+		{&oven.BootError{What: "boots, but does not let root in", Cause: guest.ErrAuth}, 3},
 		{guest.ErrHeld, 6},
 		{fmt.Errorf("%w: driver goes on: %w", engine.ErrDetached, context.Canceled), 130},
 		{fmt.Errorf("dial: %w", context.Canceled), 130},

@@ -18,6 +18,7 @@ import (
 	"gpuguest/internal/choice"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/guest"
+	"gpuguest/internal/oven"
 )
 
 // console is where a command reads and writes. Results go to out, all else to err.
@@ -48,6 +49,8 @@ type app struct {
 	logDir string
 	// member is what this app's guest has of its own as one of many; nil: it is the only one.
 	member *member
+	// booted is the image that this app works on in place of a guest that flags name; nil: there is none.
+	booted oven.Guest
 	files  reportFiles
 	// reported: the command's JSON is written already, with its error in it.
 	reported bool
@@ -73,10 +76,15 @@ func run(ctx context.Context, args []string, c console) int {
 func (a *app) complain(err error) {
 	var step *engine.StepError
 	fmt.Fprintf(a.err, "gpuguest: error: %s\n", a.prefixed(err))
-	if errors.As(err, &step) && step.Tail != "" && !strings.Contains(step.What, step.Tail) {
-		for line := range strings.Lines(step.Tail) {
-			fmt.Fprintf(a.err, "  %s\n", strings.TrimRight(line, "\n"))
-		}
+	var boot *oven.BootError
+	tail := ""
+	if errors.As(err, &step) && !strings.Contains(step.What, step.Tail) {
+		tail = step.Tail
+	} else if errors.As(err, &boot) {
+		tail = boot.Tail
+	}
+	for line := range strings.Lines(tail) {
+		fmt.Fprintf(a.err, "  %s\n", strings.TrimRight(line, "\n"))
 	}
 	if h := hint(err); h != "" {
 		fmt.Fprintf(a.err, "gpuguest: hint: %s\n", h)
@@ -121,7 +129,7 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
+		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newSmoke(a), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -148,6 +156,9 @@ func (a *app) addReach(c *cobra.Command) {
 
 // guestConfig turns flags into how to reach the guest.
 func (a *app) guestConfig() (guest.Config, error) {
+	if a.booted != nil {
+		return a.bootedConfig(), nil
+	}
 	if a.host == "" {
 		return guest.Config{}, errors.New("--host is missing: which guest?")
 	}

@@ -38,6 +38,8 @@ func TestCommandLine(t *testing.T) {
 			e.Setenv("RESULTS", results)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("SSH_AUTH_SOCK", "")
+			// The first folder is the one that testscript puts gpuguest into.
+			e.Setenv("GPUGUESTPATH", filepath.SplitList(e.Getenv("PATH"))[0])
 			return nil
 		},
 		RequireExplicitExec: true,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,7 +17,6 @@ import (
 
 func newVerify(a *app) *cobra.Command {
 	var w choice.Want
-	var b bootFlags
 	var unit bool
 	c := &cobra.Command{
 		Use:   "verify --host GUEST",
@@ -43,34 +43,53 @@ that boot. uninstall takes the unit back.`,
   gpuguest verify --host image-builder --no-gpu --install-unit`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := checkWant(w); err != nil {
+			if err := checkProofs(w); err != nil {
 				return err
 			}
-			for _, tool := range w.With {
-				if !slices.Contains(steps.Samples(), tool) {
-					return fmt.Errorf("--with %q: it is any of %s", tool, strings.Join(steps.Samples(), ", "))
-				}
-			}
-			b.reboot, w.Reboot = choice.RebootNever, choice.RebootNever
-			return a.converge(c.Context(), b, nil, func(f facts.Facts) (plan.Plan, error) {
-				in, err := installed(f, w)
-				if err != nil {
-					return plan.Plan{}, err
-				}
-				if unit {
-					return plan.ProofsWithUnit(in, steps.Install())
-				}
-				return plan.Proofs(in, steps.Install())
-			})
+			return a.prove(c.Context(), w, unit)
 		},
 	}
 	a.addReach(c)
-	addWant(c, &w)
-	c.Flags().StringSliceVar(&w.With, "with", nil, "NVIDIA's own `PROGRAMS` to run too, as far as the guest has them: "+strings.Join(steps.Samples(), ", "))
-	_ = c.RegisterFlagCompletionFunc("with", cobra.FixedCompletions(steps.Samples(), cobra.ShellCompDirectiveNoFileComp))
+	addProofs(c, &w)
 	a.files.add(c)
 	c.Flags().BoolVar(&unit, "install-unit", false, "also leave a systemd unit in the guest that runs the same checks once, at its next boot")
 	return c
+}
+
+// addProofs adds the flags that say what is to be proved.
+func addProofs(c *cobra.Command, w *choice.Want) {
+	addWant(c, w)
+	c.Flags().StringSliceVar(&w.With, "with", nil, "NVIDIA's own `PROGRAMS` to run too, as far as the guest has them: "+strings.Join(steps.Samples(), ", "))
+	_ = c.RegisterFlagCompletionFunc("with", cobra.FixedCompletions(steps.Samples(), cobra.ShellCompDirectiveNoFileComp))
+}
+
+func checkProofs(w choice.Want) error {
+	if err := checkWant(w); err != nil {
+		return err
+	}
+	for _, tool := range w.With {
+		if !slices.Contains(steps.Samples(), tool) {
+			return fmt.Errorf("--with %q: it is any of %s", tool, strings.Join(steps.Samples(), ", "))
+		}
+	}
+	return nil
+}
+
+// prove holds the guest against the driver that is there, and leaves the unit that does the same at the next boot
+// where that is asked for.
+func (a *app) prove(ctx context.Context, w choice.Want, unit bool) error {
+	b := bootFlags{reboot: choice.RebootNever}
+	w.Reboot = choice.RebootNever
+	return a.converge(ctx, b, nil, func(f facts.Facts) (plan.Plan, error) {
+		in, err := installed(f, w)
+		if err != nil {
+			return plan.Plan{}, err
+		}
+		if unit {
+			return plan.ProofsWithUnit(in, steps.Install())
+		}
+		return plan.Proofs(in, steps.Install())
+	})
 }
 
 // installed is what verify holds the guest against: the plan that the journal tells of, else the driver

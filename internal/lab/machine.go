@@ -12,7 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
+
+	"gpuguest/internal/oven"
 )
 
 // HostAddress is the host's loopback as a guest sees it through QEMU's user network.
@@ -97,7 +98,7 @@ func (vm *VM) prepare(ctx context.Context, spec BootSpec) error {
 		}
 		vm.Port = port
 	}
-	accel, err := accelerator(ctx)
+	accel, err := oven.Accelerator(ctx)
 	if err != nil {
 		return err
 	}
@@ -167,7 +168,7 @@ func qemuArgs(vm *VM, spec BootSpec) []string {
 // costs: Debian boots with 37 s of CPU time on a Nehalem and 45 s on "max";
 // Westmere is a Nehalem with AES, which SSH and apt use.
 func cpuModel(accel string) string {
-	if accel == "kvm" {
+	if accel == oven.KVM {
 		return "max"
 	}
 	return "Westmere"
@@ -271,46 +272,4 @@ func freePort() (int, error) {
 	}
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
-// bootSector is a program that ends QEMU through its debug-exit port, with
-// status 2*0x10+1: mov dx, 0xf4; mov al, 0x10; out dx, al; hlt; jmp to the hlt.
-var bootSector = []byte{0xba, 0xf4, 0x00, 0xb0, 0x10, 0xee, 0xf4, 0xeb, 0xfd}
-
-const bootSectorExit = 0x10<<1 | 1
-
-// accelerator finds out what QEMU can run on by running something on it: there
-// are hosts where /dev/kvm opens, QEMU starts, and no guest instruction is ever
-// executed.
-func accelerator(ctx context.Context) (string, error) {
-	const emulation = "tcg,thread=multi"
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		return "", err
-	}
-	if !exists("/dev/kvm") {
-		return emulation, nil
-	}
-	disk, err := os.CreateTemp("", "guestlab-probe-")
-	if err != nil {
-		return "", err
-	}
-	defer os.Remove(disk.Name())
-	defer disk.Close()
-	sector := make([]byte, 1<<20) // the BIOS takes no smaller a disk
-	copy(sector, bootSector)
-	sector[510], sector[511] = 0x55, 0xaa
-	if _, err := disk.Write(sector); err != nil {
-		return "", err
-	}
-	probe, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	err = exec.CommandContext(probe, "qemu-system-x86_64", "-machine", "q35", "-accel", "kvm", "-cpu", "max", "-m", "64",
-		"-display", "none", "-monitor", "none", "-serial", "none", "-nic", "none",
-		"-device", "isa-debug-exit,iobase=0xf4,iosize=0x04",
-		"-drive", "file="+doubled(disk.Name())+",format=raw").Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == bootSectorExit {
-		return "kvm", nil
-	}
-	return emulation, ctx.Err()
 }

@@ -85,19 +85,19 @@ type Oven interface {
 type BootError struct {
 	// Disk is the image as Spec named it.
 	Disk string
-	// What became of it, as in "kernel panic" or "no answer over SSH within 10m0s".
+	// What became of it, as in "does not boot: kernel panic" or "no answer over SSH within 10m0s".
 	What string
 	// Tail is the console's last lines, without a line end; "" when it said nothing.
 	Tail string
 	// Advice says what to look at, "" for nothing more.
 	Advice string
-	// Cause is what made us give up, nil when the console said it.
+	// Cause is why we could not log in, nil when the guest itself proved that it never comes up.
 	Cause error
 }
 
 // Error names the disk and what became of it in one line.
 func (e *BootError) Error() string {
-	text := e.Disk + " does not boot: " + e.What
+	text := e.Disk + ": " + e.What
 	if e.Cause != nil {
 		text += ": " + e.Cause.Error()
 	}

@@ -381,7 +381,7 @@ func (g *Guest) wait(ctx context.Context) error {
 			if why, rerr := os.ReadFile(g.path("unfit")); rerr == nil {
 				return &UnfitError{strings.TrimSpace(string(why))}
 			}
-			return &oven.BootError{Disk: g.disk, What: "it went off", Tail: g.console.tail(), Cause: g.err}
+			return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.console.tail(), Cause: g.err}
 		case <-limit.Done():
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
