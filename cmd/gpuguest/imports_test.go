@@ -35,7 +35,6 @@ var layers = []string{
 	"gpuguest/internal/fleet",
 	"gpuguest/internal/report",
 	"gpuguest/internal/oven",
-	"gpuguest/internal/oven",
 	"gpuguest/internal/oven/nspawn",
 	"gpuguest/internal/bake",
 	"gpuguest/cmd/gpuguest",

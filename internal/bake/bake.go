@@ -510,12 +510,10 @@ func (k *baking) remembering(makePlan func(facts.Facts) (plan.Plan, error)) func
 
 func (k *baking) dial(ctx context.Context) (*guest.Conn, error) {
 	host, port := k.guest.Address()
-	return guest.Dial(ctx, guest.Config{
-		Host: host, Port: port, User: k.guest.User(), Identities: []string{k.guest.Identity()}, SSHConfig: "none",
-		KnownHosts: k.guest.KnownHosts(), HostKeyCheck: guest.Strict, Home: k.w.dir,
-		ConnectTimeout: time.Minute, // an emulated guest takes its time for a handshake
-		Notice:         func(s string) { k.notice("%s", s) },
-	})
+	cfg := oven.Login{Host: host, Port: port, User: k.guest.User(), Identity: k.guest.Identity(), KnownHosts: k.guest.KnownHosts()}.Config()
+	cfg.Home = k.w.dir
+	cfg.Notice = func(s string) { k.notice("%s", s) }
+	return guest.Dial(ctx, cfg)
 }
 
 // sh runs a call of assets/bake.sh in the guest and returns what it printed.

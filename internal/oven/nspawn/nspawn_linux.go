@@ -3,10 +3,8 @@ package nspawn
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	_ "embed"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +18,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/crypto/ssh"
 
 	"gpuguest/internal/oven"
 )
@@ -91,8 +87,7 @@ type Guest struct {
 	tasks                 sync.WaitGroup
 	console               *console
 	groups                []string
-	hostKey               ssh.PublicKey
-	login                 ssh.Signer
+	identity              string
 
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the container is gone
@@ -140,7 +135,7 @@ func (g *Guest) Address() (string, int) {
 func (g *Guest) User() string { return g.user }
 
 // Identity implements oven.Guest.
-func (g *Guest) Identity() string { return g.path("id") }
+func (g *Guest) Identity() string { return g.identity }
 
 // KnownHosts implements oven.Guest.
 func (g *Guest) KnownHosts() string { return g.path("known_hosts") }
@@ -206,19 +201,15 @@ func (g *Guest) network(ctx context.Context) error {
 
 // files writes what the guest sees below /run.
 func (g *Guest) files() error {
-	hostKey, hostPEM, err := newKey()
+	keys, err := oven.NewKeys(g.dir)
 	if err != nil {
 		return err
 	}
-	_, loginPEM, err := newKey()
-	if err != nil {
+	host, port := g.Address()
+	if err := keys.WriteKnownHosts(g.KnownHosts(), host, port); err != nil {
 		return err
 	}
-	if g.login, err = ssh.ParsePrivateKey(loginPEM); err != nil {
-		return err
-	}
-	g.hostKey = hostKey
-	_, port := g.Address()
+	g.identity = keys.Identity
 	sshd := fmt.Sprintf(`ListenAddress 127.0.0.1:%d
 HostKey /run/gpuguest-oven/host_key
 AuthorizedKeysFile /run/gpuguest-oven/authorized_keys
@@ -252,14 +243,12 @@ ExecStopPost=/bin/sh /run/gpuguest-oven/teardown.sh
 		name, text string
 		mode       os.FileMode
 	}{
-		{"id", string(loginPEM), 0o600},
-		{"known_hosts", fmt.Sprintf("[127.0.0.1]:%d %s", port, ssh.MarshalAuthorizedKey(hostKey)), 0o600},
 		{"boot.sh", bootScript, 0o600},
 		{"run/setup.sh", setupScript, 0o644},
 		{"run/teardown.sh", teardownScript, 0o644},
 		{"run/sshd_config", sshd, 0o644},
-		{"run/host_key", string(hostPEM), 0o600},
-		{"run/authorized_keys", string(ssh.MarshalAuthorizedKey(g.login.PublicKey())), 0o644},
+		{"run/host_key", keys.HostPrivate, 0o600},
+		{"run/authorized_keys", keys.Authorized + "\n", 0o644},
 		{"system/gpuguest-oven.service", unit, 0o644},
 	} {
 		if err := os.WriteFile(g.path(f.name), []byte(f.text), f.mode); err != nil {
@@ -267,19 +256,6 @@ ExecStopPost=/bin/sh /run/gpuguest-oven/teardown.sh
 		}
 	}
 	return nil
-}
-
-func newKey() (ssh.PublicKey, []byte, error) {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	block, err := ssh.MarshalPrivateKey(private, "gpuguest oven")
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err := ssh.NewPublicKey(public)
-	return key, pem.EncodeToMemory(block), err
 }
 
 // hasSystemd tells whether this machine's init is systemd, which then gives the container a scope of its own.
@@ -369,47 +345,28 @@ func (e *UnfitError) Error() string { return "the image does not suit it: " + e.
 func (g *Guest) wait(ctx context.Context) error {
 	limit, cancel := context.WithTimeoutCause(ctx, bootLimit, fmt.Errorf("no answer over SSH within %s", bootLimit))
 	defer cancel()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := g.tryLogin(limit)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-g.done:
-			if why, rerr := os.ReadFile(g.path("unfit")); rerr == nil {
-				return &UnfitError{strings.TrimSpace(string(why))}
-			}
-			return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.console.tail(), Cause: g.err}
-		case <-limit.Done():
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return &oven.BootError{Disk: g.disk, What: context.Cause(limit).Error(), Tail: g.console.tail(), Cause: err}
-		case <-tick.C:
-		}
-	}
-}
-
-func (g *Guest) tryLogin(ctx context.Context) error {
-	host, port := g.Address()
-	address := net.JoinHostPort(host, strconv.Itoa(port))
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		return err
-	}
-	inner, _, _, err := ssh.NewClientConn(conn, address, &ssh.ClientConfig{
-		User: g.user, Auth: []ssh.AuthMethod{ssh.PublicKeys(g.login)}, HostKeyCallback: ssh.FixedHostKey(g.hostKey),
+	over := make(chan error, 1)
+	g.tasks.Go(func() {
+		host, port := g.Address()
+		over <- oven.Login{Host: host, Port: port, User: g.user, Identity: g.Identity(), KnownHosts: g.KnownHosts()}.Await(limit)
 	})
-	if err != nil {
-		return err
+	select {
+	case err := <-over:
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		return &oven.BootError{Disk: g.disk, What: "its system started and lets nobody in", Tail: g.console.tail(), Cause: err}
+	case <-g.done:
+		cancel()
+		<-over
+		if why, err := os.ReadFile(g.path("unfit")); err == nil {
+			return &UnfitError{strings.TrimSpace(string(why))}
+		}
+		return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.console.tail(), Cause: g.err}
 	}
-	return inner.Close()
 }
 
 // PowerOff implements oven.Guest.
