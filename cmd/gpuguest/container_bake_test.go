@@ -25,18 +25,15 @@ type bakery struct {
 	dir  string
 	sum  string // SHA-256 of the base
 	want string // lines of what every image is to have
+	oven string
 }
 
 // TestContainerBake bakes the lab's Debian 12 disk in the oven nspawn: a partition table, GRUB, a real systemd, apt and
 // DKMS, which builds for the image's kernel and not this machine's. NVIDIA's repository is the lab's stand-in.
 func TestContainerBake(t *testing.T) {
+	containerTier(t)
 	b := newBakery(t)
-	repo, err := lab.ServeRepo(t.Context(), lab.RepoSpec{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { repo.Close() })
-	b.want = fmt.Sprintf("    source: nvidia\n    mirror: %s\n    keyring-sha256: %s\n", repo.URL, repo.KeyringSHA256["debian12"])
+	b.standIns()
 
 	// Killed at its phases, a bake leaves the base, no image, no process and no device.
 	for _, at := range []string{bake.PhaseBase, bake.PhaseCopy, bake.PhaseBoot, "blocklist"} {
@@ -64,6 +61,7 @@ func TestContainerBake(t *testing.T) {
 
 // TestContainerBakeRealDriver bakes Debian's own NVIDIA packages: DKMS builds the real modules.
 func TestContainerBakeRealDriver(t *testing.T) {
+	containerTier(t)
 	b := newBakery(t)
 	b.want = "    source: distro\n    first-boot-verify: true\n"
 	m, took := b.bake("one", "baked")
@@ -86,16 +84,32 @@ func phases(m bake.Manifest) string {
 	return strings.Join(all, ", ")
 }
 
-func newBakery(t *testing.T) *bakery {
+// containerTier skips a test unless this tier was asked for.
+func containerTier(t *testing.T) {
 	t.Helper()
 	if os.Getenv("GPUGUEST_CONTAINER") == "" {
 		t.Skip("GPUGUEST_CONTAINER is not set")
 	}
+}
+
+// standIns has every image take its driver from the lab's stand-in for NVIDIA's repository.
+func (b *bakery) standIns() {
+	b.t.Helper()
+	repo, err := lab.ServeRepo(b.t.Context(), lab.RepoSpec{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { repo.Close() })
+	b.want = fmt.Sprintf("    source: nvidia\n    mirror: %s\n    keyring-sha256: %s\n", repo.URL, repo.KeyringSHA256["debian12"])
+}
+
+func newBakery(t *testing.T) *bakery {
+	t.Helper()
 	image, err := lab.Build(t.Context(), lab.Spec{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bakery{world: &world{home: t.TempDir()}, t: t, dir: t.TempDir()}
+	b := &bakery{world: &world{home: t.TempDir()}, t: t, dir: t.TempDir(), oven: bake.OvenNspawn}
 	if b.bin, err = binary(); err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +158,7 @@ func (b *bakery) copy(from, to string) {
 // file writes the bake.yaml of one image and returns the command line.
 func (b *bakery) file(name string) []string {
 	b.t.Helper()
-	text := fmt.Sprintf("images:\n  %s:\n    base: base.qcow2\n    sha256: %s\n    output: out/%[1]s.qcow2\n    lock: %[1]s.lock\n    oven: nspawn\n    target-gpu: GeForce GTX 1050 Ti\n%s", name, b.sum, b.want)
+	text := fmt.Sprintf("images:\n  %s:\n    base: base.qcow2\n    sha256: %s\n    output: out/%[1]s.qcow2\n    lock: %[1]s.lock\n    oven: %s\n    target-gpu: GeForce GTX 1050 Ti\n%s", name, b.sum, b.oven, b.want)
 	if err := os.WriteFile(b.path(name+".yaml"), []byte(text), 0o644); err != nil {
 		b.t.Fatal(err)
 	}
