@@ -32,6 +32,7 @@ type bakery struct {
 // DKMS, which builds for the image's kernel and not this machine's. NVIDIA's repository is the lab's stand-in.
 func TestContainerBake(t *testing.T) {
 	containerTier(t)
+	t.Parallel()
 	b := newBakery(t)
 	b.standIns()
 
@@ -62,6 +63,7 @@ func TestContainerBake(t *testing.T) {
 // TestContainerBakeRealDriver bakes Debian's own NVIDIA packages: DKMS builds the real modules.
 func TestContainerBakeRealDriver(t *testing.T) {
 	containerTier(t)
+	t.Parallel()
 	b := newBakery(t)
 	b.want = "    source: distro\n    first-boot-verify: true\n"
 	m, took := b.bake("one", "baked")
