@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"gpuguest/distros"
+	"gpuguest/internal/bake"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/guest"
@@ -44,18 +45,21 @@ func exitCode(err error) int {
 	var many *fleetError
 	var boot *oven.BootError
 	var gathered *gatherError
+	var images *bakeError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &many):
 		return many.code
+	case errors.As(err, &images):
+		return images.code
 	case errors.Is(err, engine.ErrDetached), errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &boot) && boot.Cause == nil:
 		return exitVerify // it proved itself that it does not boot
 	case errors.As(err, &boot):
 		return exitUnreachable
-	case errors.Is(err, guest.ErrHeld):
+	case errors.Is(err, guest.ErrHeld), errors.Is(err, bake.ErrHeld):
 		return exitHeld
 	case errors.Is(err, guest.ErrUnreachable), errors.Is(err, guest.ErrAuth), errors.Is(err, guest.ErrHostKey),
 		errors.Is(err, guest.ErrSudo), errors.Is(err, guest.ErrDisconnected), errors.Is(err, guest.ErrNoReboot):
@@ -64,7 +68,7 @@ func exitCode(err error) int {
 		return exitUnsupported
 	case errors.As(err, &step) && step.Verify, errors.Is(err, errFatalVerdict):
 		return exitVerify
-	case errors.As(err, &step), errors.As(err, &planned), errors.As(err, &gathered), errors.Is(err, engine.ErrBootLoop),
+	case errors.As(err, &step), errors.As(err, &planned), errors.As(err, &gathered), errors.Is(err, engine.ErrBootLoop), errors.Is(err, bake.ErrLock),
 		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrJobStart):
 		return exitStep
 	}

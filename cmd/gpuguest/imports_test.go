@@ -36,6 +36,8 @@ var layers = []string{
 	"gpuguest/internal/fleet",
 	"gpuguest/internal/report",
 	"gpuguest/internal/oven",
+	"gpuguest/internal/oven/nspawn",
+	"gpuguest/internal/bake",
 	"gpuguest/cmd/gpuguest",
 }
 

@@ -92,13 +92,7 @@ says what it would try; --no-fix switches it off.`,
 			if noFix {
 				policy = engine.NoRemedies
 			}
-			return a.writeCert(&m, a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) {
-				in, err := plan.Input(f, w)
-				if err != nil {
-					return plan.Plan{}, err
-				}
-				return plan.Build(in, steps.Install())
-			}, mending(policy, &w)))
+			return a.writeCert(&m, a.converge(c.Context(), b, files, installing(w), mending(policy, &w)))
 		},
 	}
 	a.addReach(c)
@@ -109,6 +103,17 @@ says what it would try; --no-fix switches it off.`,
 	addKeyring(c, &keyring)
 	c.Flags().BoolVar(&noFix, "no-fix", false, "when a proof fails, say why and try no remedy")
 	return c
+}
+
+// installing makes the plan that brings about what is wanted.
+func installing(w choice.Want) func(facts.Facts) (plan.Plan, error) {
+	return func(f facts.Facts) (plan.Plan, error) {
+		in, err := plan.Input(f, w)
+		if err != nil {
+			return plan.Plan{}, err
+		}
+		return plan.Build(in, steps.Install())
+	}
 }
 
 func addKeyring(c *cobra.Command, keyring *string) {
@@ -154,16 +159,9 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	if _, err := a.guestConfig(); err != nil {
 		return err
 	}
-	cfg := engine.Config{
-		Host: a.host, Dial: a.dialer(), Plan: makePlan, Files: files, Hint: knownCause, Advice: advice,
-		Owner: owner(), LockWait: b.busyWait,
-		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: a.powerCycle(b.powerCycle),
-		Patience: 5 * time.Minute,
-	}
+	cfg := a.engineConfig(b, files, makePlan)
+	cfg.Dial = a.dialer()
 	cfg.Recall, cfg.Remember = a.recall()
-	if a.logDir != "" {
-		cfg.Logs = a.openLog
-	}
 	for _, f := range tune {
 		f(&cfg)
 	}
@@ -175,6 +173,20 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 	result, err := engine.Run(ctx, cfg)
 	ui.close()
 	return a.tellResult(report.New(result, exitCode(err), time.Now()), err)
+}
+
+// engineConfig is the configuration of a run, but for how its guest is reached and what is shown of it.
+func (a *app) engineConfig(b bootFlags, files map[string]string, makePlan func(facts.Facts) (plan.Plan, error)) engine.Config {
+	cfg := engine.Config{
+		Host: a.host, Plan: makePlan, Files: files, Hint: knownCause, Advice: advice,
+		Owner: owner(), LockWait: b.busyWait,
+		Reboot: b.reboot, MaxReboots: b.maxReboots, RebootDeadline: b.rebootTimeout, PowerCycle: a.powerCycle(b.powerCycle),
+		Patience: 5 * time.Minute,
+	}
+	if a.logDir != "" {
+		cfg.Logs = a.openLog
+	}
+	return cfg
 }
 
 // dialer asks for each secret once and dials again with it.

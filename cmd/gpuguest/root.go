@@ -129,7 +129,8 @@ connection it goes on where the guest is.`,
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print the result as JSON")
 	for _, c := range []*cobra.Command{
-		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newSmoke(a), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newBundle(a), newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
+		newFacts(a), newPlan(a), a.forMany(newInstall), a.forMany(newVerify), newBake(a), newSmoke(a), newStatus(a), a.forMany(newUninstall), newDiagnose(a), newCollect(a), newBundle(a),
+		newReport(a), newHypervisor(a), newDistros(a), newVersion(a),
 	} {
 		root.AddCommand(c)
 	}
@@ -267,6 +268,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.BoolVar(&w.HoldKernel, "hold-kernel", false, "put the guest's kernel packages on hold")
 	f.BoolVar(&w.NoGPU, "no-gpu", false, "the guest has no GPU now: install and prove what can be proved")
 	f.StringArrayVar(&w.Devices, "device", nil, "with --no-gpu: a GPU to decide for, `ID`, as in 10de:1eb8; may be given more than once")
+	f.Var(targetGPUs{w}, "target-gpu", "with no GPU in the guest now: a `GPU` to decide for, by its name, \"Tesla T4\", or id, 10de:1eb8; may be given more than once")
 	f.BoolVar(&w.WithoutCUDA, "without-cuda", false, "leave the proof of CUDA out, and its probe: for a guest that shall only have a driver")
 	f.Float64Var(&w.LinkFraction, "link-fraction", 0, "part of the PCIe link's bandwidth that pinned copies must reach, `FRACTION` (default 0.5)")
 	f.StringVar(&w.As, "as", "", "treat the guest as this `DISTRIBUTION`: debian:12")

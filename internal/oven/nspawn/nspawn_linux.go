@@ -1,0 +1,554 @@
+package nspawn
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"gpuguest/internal/oven"
+)
+
+var (
+	//go:embed boot.sh
+	bootScript string
+	//go:embed setup.sh
+	setupScript string
+	//go:embed teardown.sh
+	teardownScript string
+)
+
+// Ports in the guest's own network name space.
+const (
+	sshPort   = 2222
+	proxyPort = 3128
+)
+
+// bootLimit is how long a guest may take to answer: seconds, where the machine has nothing else to do.
+const bootLimit = 5 * time.Minute
+
+// offLimit is how long a guest may take to go off in an orderly way.
+const offLimit = 3 * time.Minute
+
+// Oven is the oven.
+type Oven struct{}
+
+// New makes one.
+func New() Oven { return Oven{} }
+
+// Name implements oven.Oven.
+func (Oven) Name() string { return "nspawn" }
+
+// HostKernel tells that guests run on this machine's kernel: they are not rebooted, and take raw disks.
+func (Oven) HostKernel() bool { return true }
+
+// needs are the programs of this machine that the oven starts, and Debian's packages of them.
+var needs = []struct{ program, pkg string }{
+	{"systemd-nspawn", "systemd-container"}, {"unshare", "util-linux"}, {"losetup", "mount"}, {"mount", "mount"}, {"partx", "util-linux"}, {"blkid", "util-linux"},
+}
+
+// Usable implements oven.Oven.
+func (Oven) Usable(context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("it needs root, to mount the image")
+	}
+	for _, n := range needs {
+		if _, err := exec.LookPath(n.program); err != nil {
+			return fmt.Errorf("%s is not installed here (Debian: %s)", n.program, n.pkg)
+		}
+	}
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		return errors.New("this machine has no loop devices")
+	}
+	return nil
+}
+
+// Guest is a container. It implements oven.Guest.
+type Guest struct {
+	disk, dir, name, user string
+	ns                    *netns
+	web                   *http.Server
+	proxy                 *proxy
+	ssh                   net.Listener
+	pipes                 pipes
+	tasks                 sync.WaitGroup
+	console               *console
+	groups                []string
+	identity              string
+
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the container is gone
+	err  error         // how it ended, once done is closed
+
+	closing sync.Once
+	release func() error // of all that was made for the guest, once it is gone
+	closed  error
+}
+
+// Start implements oven.Oven.
+func (Oven) Start(ctx context.Context, spec oven.Spec) (oven.Guest, error) {
+	switch {
+	case len(spec.Args) > 0:
+		return nil, errors.New("it has no machine that arguments for QEMU could be given to")
+	case spec.Format != oven.FormatRaw:
+		return nil, fmt.Errorf("a disk of format %s: it mounts raw ones", spec.Format)
+	}
+	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, console: &console{also: spec.Log}, done: make(chan struct{})}
+	if g.user == "" {
+		g.user = "root"
+	}
+	err := g.start(ctx)
+	if err == nil {
+		err = g.wait(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+func (g *Guest) path(name string) string { return filepath.Join(g.dir, name) }
+
+// Address implements oven.Guest.
+func (g *Guest) Address() (string, int) {
+	a, ok := g.ssh.Addr().(*net.TCPAddr)
+	if !ok {
+		return "", 0
+	}
+	return a.IP.String(), a.Port
+}
+
+// User implements oven.Guest.
+func (g *Guest) User() string { return g.user }
+
+// Identity implements oven.Guest.
+func (g *Guest) Identity() string { return g.identity }
+
+// KnownHosts implements oven.Guest.
+func (g *Guest) KnownHosts() string { return g.path("known_hosts") }
+
+// Console implements oven.Guest.
+func (g *Guest) Console() string { return g.console.String() }
+
+func (g *Guest) start(ctx context.Context) error {
+	// What is let go of at the end is let go of also when the user does not want to go on.
+	base := context.WithoutCancel(ctx)
+	g.release = func() error {
+		ctx, cancel := context.WithTimeout(base, time.Minute)
+		defer cancel()
+		return g.letGo(ctx)
+	}
+	var err error
+	if g.ns, err = newNetns(); err != nil {
+		close(g.done)
+		return err
+	}
+	err = g.network(base)
+	if err == nil {
+		err = g.files()
+	}
+	if err == nil {
+		err = g.joinGroups()
+	}
+	if err != nil {
+		close(g.done)
+		return err
+	}
+	return g.boot()
+}
+
+// network opens the guest's way out, in its name space, and the way to its sshd, out of it.
+func (g *Guest) network(ctx context.Context) error {
+	way, err := g.ns.listen(proxyPort)
+	if err != nil {
+		return err
+	}
+	g.proxy = newProxy()
+	g.web = &http.Server{Handler: g.proxy, ReadHeaderTimeout: time.Minute}
+	g.tasks.Go(func() { _ = g.web.Serve(way) })
+	if g.ssh, err = net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
+		return err
+	}
+	g.tasks.Go(func() {
+		for {
+			in, err := g.ssh.Accept()
+			if err != nil {
+				return
+			}
+			out, err := g.ns.dial(ctx, sshPort)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			g.pipes.join(in, out)
+		}
+	})
+	return nil
+}
+
+// files writes what the guest sees below /run.
+func (g *Guest) files() error {
+	keys, err := oven.NewKeys(g.dir)
+	if err != nil {
+		return err
+	}
+	host, port := g.Address()
+	if err := keys.WriteKnownHosts(g.KnownHosts(), host, port); err != nil {
+		return err
+	}
+	g.identity = keys.Identity
+	sshd := fmt.Sprintf(`ListenAddress 127.0.0.1:%d
+HostKey /run/gpuguest-oven/host_key
+AuthorizedKeysFile /run/gpuguest-oven/authorized_keys
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+StrictModes no
+UsePAM yes
+UseDNS no
+PidFile none
+MaxStartups 100
+MaxSessions 100
+Subsystem sftp internal-sftp
+`, sshPort)
+	unit := fmt.Sprintf(`[Unit]
+Description=The way in that gpuguest has to an image that it bakes
+
+[Service]
+ExecStartPre=/bin/sh /run/gpuguest-oven/setup.sh http://127.0.0.1:%d
+ExecStart=/usr/sbin/sshd -D -e -f /run/gpuguest-oven/sshd_config
+ExecStopPost=/bin/sh /run/gpuguest-oven/teardown.sh
+`, proxyPort)
+	for _, d := range []struct {
+		name string
+		mode os.FileMode
+	}{{"run", 0o755}, {"system", 0o755}} {
+		if err := os.Mkdir(g.path(d.name), d.mode); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct {
+		name, text string
+		mode       os.FileMode
+	}{
+		{"boot.sh", bootScript, 0o600},
+		{"run/setup.sh", setupScript, 0o644},
+		{"run/teardown.sh", teardownScript, 0o644},
+		{"run/sshd_config", sshd, 0o644},
+		{"run/host_key", keys.HostPrivate, 0o600},
+		{"run/authorized_keys", keys.Authorized + "\n", 0o644},
+		{"system/gpuguest-oven.service", unit, 0o644},
+	} {
+		if err := os.WriteFile(g.path(f.name), []byte(f.text), f.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasSystemd tells whether this machine's init is systemd, which then gives the container a scope of its own.
+func hasSystemd() bool {
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil
+}
+
+// joinGroups makes control groups below this process's own, on a machine without systemd. Without them two guests
+// would share one, and each init would take the other's services for its own leftovers.
+func (g *Guest) joinGroups() error {
+	id := make([]byte, 5)
+	if _, err := rand.Read(id); err != nil {
+		return err
+	}
+	g.name = fmt.Sprintf("gpuguest-oven-%x", id)
+	if hasSystemd() {
+		return nil
+	}
+	raw, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(raw)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || f[0] != "0" && f[1] != "name=systemd" {
+			continue
+		}
+		for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"} {
+			if _, err := os.Stat(filepath.Join(mount, "cgroup.procs")); err != nil || (f[0] == "0") != (mount != "/sys/fs/cgroup/systemd") {
+				continue
+			}
+			dir := filepath.Join(mount, f[2], g.name)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+			g.groups = append(g.groups, dir)
+			break
+		}
+	}
+	return os.WriteFile(g.path("groups"), []byte(strings.Join(g.groups, "\n")), 0o600)
+}
+
+// boot starts the container. All of it is in a process name space whose first process dies when this one does, and
+// takes the guest along: systemd-nspawn alone, when it is killed, leaves its guest running.
+func (g *Guest) boot() error {
+	netns := g.path("netns")
+	if err := os.WriteFile(netns, nil, 0o600); err != nil {
+		return err
+	}
+	args := []string{g.ns.path(), netns, g.path("boot.sh"), g.disk, g.dir,
+		"systemd-nspawn", "--quiet", "--boot", "--register=no", "--settings=no", "--machine=" + g.name,
+		"--network-namespace-path=" + netns, "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"}
+	if hasSystemd() {
+		args = append(args, "--property=DeviceAllow=block-loop rwm", "--property=DeviceAllow=block-blkext rwm")
+	} else {
+		args = append(args, "--keep-unit")
+	}
+	// The network name space is found by a name of its own, as /proc is another in the process name space.
+	join := `mount --bind "$1" "$2" && shift 2 && exec unshare --pid --fork --kill-child --mount-proc sh "$@"`
+	if len(g.groups) > 0 {
+		join = `for group in ` + strings.Join(g.groups, " ") + `; do echo $$ >"$group/cgroup.procs" || exit; done; ` + join
+	}
+	g.cmd = exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", join, "sh"}, args...)...)
+	// A guest of Debian 13 does not start on control groups of the first kind.
+	g.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "LC_ALL=C")
+	g.cmd.Stdout, g.cmd.Stderr = g.console, g.console
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	g.cmd.WaitDelay = 10 * time.Second
+	if err := g.cmd.Start(); err != nil {
+		close(g.done)
+		return err
+	}
+	g.tasks.Go(func() {
+		g.err = g.cmd.Wait()
+		close(g.done)
+	})
+	return nil
+}
+
+// UnfitError says why an image cannot be baked in this oven, though another may.
+type UnfitError struct{ Why string }
+
+func (e *UnfitError) Error() string { return "the image does not suit it: " + e.Why }
+
+// wait waits until the guest's sshd lets the one-time key in.
+func (g *Guest) wait(ctx context.Context) error {
+	limit, cancel := context.WithTimeoutCause(ctx, bootLimit, fmt.Errorf("no answer over SSH within %s", bootLimit))
+	defer cancel()
+	over := make(chan error, 1)
+	g.tasks.Go(func() {
+		host, port := g.Address()
+		over <- oven.Login{Host: host, Port: port, User: g.user, Identity: g.Identity(), KnownHosts: g.KnownHosts()}.Await(limit)
+	})
+	select {
+	case err := <-over:
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		return &oven.BootError{Disk: g.disk, What: "its system started and lets nobody in", Tail: g.console.tail(), Cause: err}
+	case <-g.done:
+		cancel()
+		<-over
+		if why, err := os.ReadFile(g.path("unfit")); err == nil {
+			return &UnfitError{strings.TrimSpace(string(why))}
+		}
+		return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.console.tail(), Cause: g.err}
+	}
+}
+
+// PowerOff implements oven.Guest.
+func (g *Guest) PowerOff(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, offLimit, fmt.Errorf("the guest did not go off within %s", offLimit))
+	defer cancel()
+	// systemd-nspawn asks the guest's init to halt when it is asked to end.
+	pid := g.cmd.Process.Pid
+	for range 2 { // unshare, boot.sh, systemd-nspawn
+		if pid = onlyChild(pid); pid == 0 {
+			return errors.New("the guest is off already")
+		}
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-g.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if g.err != nil {
+		return fmt.Errorf("the guest did not go off in order: %w", g.err)
+	}
+	return detach(ctx, g.disk)
+}
+
+// onlyChild is the one process below another, 0 where there is none or more.
+func onlyChild(pid int) int {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(raw))
+	if len(f) != 1 {
+		return 0
+	}
+	child, err := strconv.Atoi(f[0])
+	if err != nil {
+		return 0
+	}
+	return child
+}
+
+// Close implements oven.Guest.
+func (g *Guest) Close() error {
+	g.closing.Do(func() { g.closed = g.close() })
+	return g.closed
+}
+
+func (g *Guest) close() error {
+	if g.cmd != nil && g.cmd.Process != nil {
+		_ = g.cmd.Process.Kill() // an error says that it is gone
+	}
+	<-g.done
+	return g.release()
+}
+
+func (g *Guest) letGo(ctx context.Context) error {
+	errs := []error{detach(ctx, g.disk)}
+	if g.ssh != nil {
+		errs = append(errs, g.ssh.Close())
+	}
+	if g.web != nil {
+		errs = append(errs, g.web.Close())
+		g.proxy.close()
+	}
+	g.pipes.close()
+	g.tasks.Wait()
+	if g.ns != nil {
+		errs = append(errs, g.ns.close())
+	}
+	for _, group := range g.groups {
+		errs = append(errs, removeGroup(ctx, group))
+	}
+	return errors.Join(errs...)
+}
+
+// detach waits until nobody has the disk any more, so that all that was written is in its file.
+func detach(ctx context.Context, disk string) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		out, err := exec.CommandContext(ctx, "losetup", "--noheadings", "--output", "NAME", "--associated", disk).Output()
+		if err != nil {
+			return fmt.Errorf("losetup: %w", err)
+		}
+		loops := strings.Fields(string(out))
+		if len(loops) == 0 {
+			return nil
+		}
+		for _, loop := range loops {
+			// Either may be done already. What is still mounted is let go of when it is not any more.
+			_ = exec.CommandContext(ctx, "partx", "--delete", loop).Run()
+			_ = exec.CommandContext(ctx, "losetup", "--detach", loop).Run()
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is still attached to %s", disk, strings.Join(loops, " "))
+		case <-tick.C:
+		}
+	}
+}
+
+// Clean removes what a killed gpuguest left of a guest with this scratch folder. The guest itself died with it.
+func (Oven) Clean(ctx context.Context, scratch string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if _, err := os.Stat(filepath.Join(scratch, "boot.sh")); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var errs []error
+	if raw, err := os.ReadFile(filepath.Join(scratch, "loop")); err == nil {
+		// Only when it is this guest's: the device may be another's by now.
+		loop := strings.TrimSpace(string(raw))
+		out, err := exec.CommandContext(ctx, "losetup", "--noheadings", "--output", "BACK-FILE", loop).Output()
+		file := strings.TrimSuffix(strings.TrimSpace(string(out)), " (deleted)")
+		if abs, aerr := filepath.Abs(scratch); err == nil && aerr == nil && filepath.Dir(file) == filepath.Dir(abs) {
+			errs = append(errs, detach(ctx, file))
+		}
+	}
+	if raw, err := os.ReadFile(filepath.Join(scratch, "groups")); err == nil {
+		for _, group := range strings.Fields(string(raw)) {
+			if strings.HasPrefix(group, "/sys/fs/cgroup/") && strings.HasPrefix(filepath.Base(group), "gpuguest-oven-") {
+				errs = append(errs, removeGroup(ctx, group))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeGroup removes a control group and those below it. One may be busy for a moment after its last process died.
+func removeGroup(ctx context.Context, dir string) error {
+	below, err := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	for _, b := range below {
+		if err := removeGroup(ctx, filepath.Dir(b)); err != nil {
+			return err
+		}
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := syscall.Rmdir(dir)
+		if err == nil || errors.Is(err, syscall.ENOENT) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", dir, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// console keeps what the guest's console says.
+type console struct {
+	mu   sync.Mutex
+	buf  bytes.Buffer
+	also io.Writer
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.also != nil {
+		if _, err := c.also.Write(p); err != nil {
+			return 0, err
+		}
+	}
+	return c.buf.Write(p)
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.String()
+}
+
+func (c *console) tail() string {
+	l := strings.Split(strings.TrimRight(c.String(), "\r\n"), "\n")
+	return strings.Join(l[max(0, len(l)-15):], "\n")
+}
