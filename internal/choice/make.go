@@ -22,6 +22,9 @@ func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	if err == nil {
 		err = r.addToolkit(&c)
 	}
+	if err == nil {
+		err = r.addServers(&c)
+	}
 	if err != nil {
 		return Choice{}, r.forWantOfEnrolment(err)
 	}
@@ -154,13 +157,10 @@ func (r *request) readGPUs() error {
 	}
 	for _, p := range pcis {
 		g, known := catalog.Lookup(p.Vendor, p.Device, p.Subvendor, p.Subdevice)
-		if g.VGPU {
-			return &Refusal{
-				What:   fmt.Sprintf("a driver for %s (%s:%s, subsystem %s:%s)", cmp.Or(g.Name, "a GPU"), p.Vendor, p.Device, p.Subvendor, p.Subdevice),
-				Reason: "it is a virtual GPU: its guest needs the vGPU driver that comes with the host's, a .run file under licence, which this release does not install",
-			}
+		if why := r.vgpuObjection(); g.VGPU && why != "" {
+			return &Refusal{What: fmt.Sprintf("a driver for %s (%s:%s, subsystem %s:%s)", cmp.Or(g.Name, "a GPU"), p.Vendor, p.Device, p.Subvendor, p.Subdevice), Reason: why}
 		}
-		out := GPU{Address: p.Address, ID: p.Vendor + ":" + p.Device, Name: g.Name, Arch: g.Arch, Known: known, Min: g.First, Max: g.Last}
+		out := GPU{Address: p.Address, ID: p.Vendor + ":" + p.Device, Name: g.Name, Arch: g.Arch, Known: known, Min: g.First, Max: g.Last, Virtual: g.VGPU}
 		if r.w.CUDA != "" {
 			out.Capability = catalog.Capability(p.Device)
 		}
@@ -177,7 +177,7 @@ func (r *request) readGPUs() error {
 			out.Flavor, assumed = FlavorOpen, true
 		case g.Open == catalog.Required:
 			out.Flavor = FlavorOpen
-		case g.Open == catalog.No:
+		case g.Open == catalog.No, g.NoGSP:
 			out.Flavor = FlavorProprietary
 		}
 		if assumed && r.wish.flavor != "" {

@@ -124,12 +124,23 @@ var goldens = []struct {
 	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
 	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
+	{"ubuntu2204-a100-docker-mig", "ubuntu2204-a100-docker", choice.Want{ContainerToolkit: choice.EngineDocker, MIG: "3g.20gb,1g.5gb*4"}},
+	{"ubuntu2204-a100-docker-mig-too-old", "ubuntu2204-a100-docker", choice.Want{Runfile: choice.Runfile{Name: "NVIDIA-Linux-x86_64-450.51.06.run", SHA256: strings.Repeat("ab", 32), Version: "450.51.06", Arch: "x86_64"}, MIG: "3g.20gb"}},
+	{"rocky9-h100-podman-mig-gds-peermem", "rocky9-h100-podman", choice.Want{ContainerToolkit: choice.EnginePodman, MIG: "0=1g.10gb+me,2g.20gb", GDS: true, Peermem: true}},
+	{"rocky9-h100-gds-distro", "rocky9-h100-podman", choice.Want{GDS: true, Flavor: choice.FlavorProprietary}},
+	{"ubuntu2404-b200-nvlink5-containerd", "ubuntu2404-b200-nvlink5", choice.Want{ContainerToolkit: choice.EngineContainerd, MIG: "0=7g.180gb;1=off"}},
+	{"sles15-l4-docker", "sles15-l4-docker", choice.Want{ContainerToolkit: choice.EngineDocker}},
+	{"azurelinux3-a100-containerd", "azurelinux3-a100-containerd", choice.Want{ContainerToolkit: choice.EngineContainerd}},
+	{"ubuntu2204-a10-vgpu-token", "ubuntu2204-a10-vgpu", choice.Want{Runfile: gridDriver, License: token}},
+	{"ubuntu2204-a10-vgpu-other-driver", "ubuntu2204-a10-vgpu", choice.Want{Runfile: choice.Runfile{Name: "NVIDIA-Linux-x86_64-550.54.14.run", SHA256: strings.Repeat("ab", 32), Version: "550.54.14", Arch: "x86_64"}, License: token, Flavor: choice.FlavorOpen}},
 }
 
 // Files that a user would name, as the command line would describe them.
 var (
 	sentDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: strings.Repeat("cd", 32), Version: "390.42", Arch: "x86_64"}
 	sentToolkit = choice.Runfile{Name: "cuda_9.1.85_387.26_linux", SHA256: strings.Repeat("ef", 32), Version: "9.1.85", Arch: "x86_64"}
+	gridDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-550.54.14-grid.run", SHA256: strings.Repeat("ab", 32), Version: "550.54.14", Arch: "x86_64"}
+	token       = choice.Token{Name: "client_configuration_token_11-22-2026.tok", SHA256: strings.Repeat("45", 32)}
 	trustedKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "Debian Secure Boot CA", Signer: "Debian Secure Boot CA", KeyID: "6ccece7e4c6c0d1f6149f3dd27dfcc5cbb419ea1"}
 	strangeKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "somebody's key", Signer: "somebody's key", KeyID: "0102030405060708090a0b0c0d0e0f1011121314"}
 )
@@ -430,8 +441,8 @@ func TestUninstallPassesShellcheck(t *testing.T) {
 func uninstallInput(t *testing.T) steps.Input {
 	t.Helper()
 	f := guestFacts(t, "ubuntu2204-t4-runfile-oldkey")
-	f.State = facts.State{Before: true, Added: []string{"dkms", "cuda-toolkit-12-8"}, Changed: []facts.Changed{{Name: "gcc", Was: "12"}}, Kept: []string{"/etc/a"},
-		Absent: []string{"/etc/b"}, Held: []string{"linux-image-generic"}, Runfile: "525.147.05", Toolkits: []string{"12.8", "9.1"}, CUDALink: "-",
+	f.State = facts.State{Before: true, Added: []string{"dkms", "cuda-toolkit-12-8"}, Changed: []facts.Changed{{Name: "gcc", Was: "12"}}, Kept: []string{"/etc/a", "/etc/docker/daemon.json"},
+		Absent: []string{"/etc/b", "/usr/local/lib/gpuguest/mig.layout"}, Held: []string{"linux-image-generic"}, Runfile: "525.147.05", Toolkits: []string{"12.8", "9.1"}, CUDALink: "-",
 		SigningKey: true, Accounts: []string{"nvidia-persistenced"}, Services: []string{"systemd", "upstart", "sysv"}}
 	in, err := Bare(f, choice.Want{})
 	if err != nil {
