@@ -17,7 +17,7 @@ const (
 	SourceNVIDIA = distros.SourceNVIDIA
 	SourceDistro = distros.SourceDistro
 	// SourceRunfile is NVIDIA's self-extracting installer, whose files no package manager knows.
-	SourceRunfile = "runfile"
+	SourceRunfile = distros.SourceRunfile
 
 	FlavorOpen        = distros.FlavorOpen
 	FlavorProprietary = distros.FlavorProprietary
