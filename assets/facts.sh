@@ -314,7 +314,13 @@ sec pci
 if [ -d "$S/bus/pci/devices" ]; then
 	for d in "$S"/bus/pci/devices/*; do
 		get "$d/vendor"
-		[ "$v" = 0x10de ] || continue
+		case $v in
+		0x10de) ;;
+		# Switches of NVLink 5 show as ConnectX adapters whose vital product data says what they are for
+		# (NVIDIA Fabric Manager user guide: SMDL=SW_MNG).
+		0x15b3) grep -q SW_MNG "$d/vpd" 2>/dev/null || continue ;;
+		*) continue ;;
+		esac
 		l="p$TAB${d##*/}"
 		for f in vendor device subsystem_vendor subsystem_device class numa_node; do
 			get "$d/$f"
@@ -556,7 +562,7 @@ sec tools
 for f in gcc cc make dkms curl wget gpg gpgv python3 mokutil lspci modinfo nvidia-smi nvidia-persistenced \
 	update-initramfs lsinitramfs dracut lsinitrd mkinitrd update-grub grub-mkconfig grub2-mkconfig grub-editenv \
 	grub2-editenv grubby kernel-install bootctl systemctl systemd-run setsid timeout flock cloud-init apt-get dnf yum \
-	zypper unattended-upgrade needrestart debconf-communicate initctl; do
+	zypper unattended-upgrade needrestart debconf-communicate initctl docker containerd podman; do
 	for d in /usr/bin /usr/sbin /bin /sbin /usr/local/bin /usr/local/sbin; do
 		if [ -x "$R$d/$f" ]; then
 			out "$f$TAB$d/$f"

@@ -25,6 +25,9 @@ func (a apt) Install(packages ...string) string {
 	return "apt-get install " + common + " --no-install-recommends -- " + sh.Join(packages...)
 }
 
+// apt lets go of what conflicts by itself.
+func (a apt) Exchange(packages ...string) string { return a.Install(packages...) }
+
 // A keyring package keeps its version from one repository to the next, so apt would skip it; and its
 // source list is a configuration file that a user may have deleted.
 func (a apt) InstallFile(path string) string {

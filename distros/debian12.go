@@ -18,8 +18,9 @@ func init() {
 		debianVariant(470, "tesla-470", "470.256.02", "Debian 12 non-free, nvidia-tesla-470-kernel-dkms 470.256.02-1~deb12u1"),
 	)
 	d.Tested = map[string]string{
-		SourceNVIDIA: "real guest (virtual machine and container), with a stand-in for NVIDIA's packages",
-		SourceDistro: "real guest (container), Debian's packages built by DKMS: proprietary",
+		SourceNVIDIA:  "real guest (virtual machine and container), with a stand-in for NVIDIA's packages",
+		SourceDistro:  "real guest (container), Debian's packages built by DKMS: proprietary",
+		SourceRunfile: "real guest (container), with stand-ins for NVIDIA's installers",
 	}
 	register(d)
 }

@@ -20,7 +20,10 @@ import (
 const (
 	SourceNVIDIA = "nvidia" // NVIDIA's network repository
 	SourceDistro = "distro" // the distribution's own packages
-	SourceOther  = "other"  // somebody else's: nothing is taken from there, and what came from there is in the way
+	// SourceRunfile is NVIDIA's self-extracting installer, whose files no package manager knows. No offer has it: it is
+	// the same everywhere.
+	SourceRunfile = "runfile"
+	SourceOther   = "other" // somebody else's: nothing is taken from there, and what came from there is in the way
 
 	FlavorOpen        = "open"
 	FlavorProprietary = "proprietary"
@@ -137,18 +140,20 @@ type Names struct {
 	Branch     int
 	Version    string // full version when one was asked for, "" the newest of the branch
 	Kernel     string // release of the next kernel, "" unknown
+	KernelBare string // that release without distribution and machine: "5.14.0-570.12.1"; "" unknown
 	Flavor     string // that kernel's flavor, "" unknown
 	KernelMeta string // tail of the kernel's meta packages: "generic-hwe-24.04"; "" unknown or not wanted
 }
 
-// Expand fills package templates: {branch}, {pin} (the version, or else the branch), {kernel}, {kflavor} and {kmeta}.
+// Expand fills package templates: {branch}, {version}, {pin} (the version, or else the branch), {kernel}, {kbare},
+// {kflavor} and {kmeta}.
 // A package whose value is not known is left out.
 func Expand(templates []string, n Names) []string {
 	pin := n.Version
 	if pin == "" {
 		pin = fmt.Sprint(n.Branch)
 	}
-	values := [...][2]string{{"{branch}", fmt.Sprint(n.Branch)}, {"{pin}", pin}, {"{kernel}", n.Kernel}, {"{kflavor}", n.Flavor}, {"{kmeta}", n.KernelMeta}}
+	values := [...][2]string{{"{branch}", fmt.Sprint(n.Branch)}, {"{version}", n.Version}, {"{pin}", pin}, {"{kernel}", n.Kernel}, {"{kbare}", n.KernelBare}, {"{kflavor}", n.Flavor}, {"{kmeta}", n.KernelMeta}}
 	out := make([]string, 0, len(templates))
 	for _, t := range templates {
 		ok := true
@@ -172,6 +177,9 @@ type Manager interface {
 	Refresh(r Refresh) string
 	// Install installs packages, each a name or name=version, and changes no package on hold.
 	Install(packages ...string) string
+	// Exchange installs packages in the place of others that conflict with them, and lets go of what cannot stay beside
+	// them.
+	Exchange(packages ...string) string
 	// InstallFile installs one package file that is in the guest, again if it was installed before.
 	InstallFile(path string) string
 	// Purge removes packages and their configuration; one that is not installed is passed over.

@@ -111,7 +111,7 @@ func TestEveryDistributionAndOfferIsSound(t *testing.T) {
 			if o.Fact == "" || o.Module == "" || len(o.Packages) == 0 || o.Persistence.Unit == "" || strings.Contains(o.Fact, "memory") {
 				t.Errorf("%s: incomplete", at)
 			}
-			if (o.Modules == ModulesDKMS) != (o.DKMSName != "") || o.Signed != (o.Modules == ModulesPrecompiled) || o.Lock && o.Stream != "" {
+			if (o.Modules == ModulesDKMS) != (o.DKMSName != "") || o.Signed && o.Modules != ModulesPrecompiled || !o.Signed && o.Modules == ModulesPrecompiled && o.Source == SourceDistro || o.Lock && o.Stream != "" {
 				t.Errorf("%s: DKMS name %q, signed %v", at, o.DKMSName, o.Signed)
 			}
 			if !slices.Contains([]string{SourceNVIDIA, SourceDistro}, o.Source) || !slices.Contains(bothFlavors, o.Flavor) {

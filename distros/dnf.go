@@ -57,6 +57,14 @@ func (d dnf) Install(packages ...string) string {
 	return d.run("--best --setopt=install_weak_deps=False install ") + d.specs(packages)
 }
 
+// yum has one flavor of everything, so nothing is exchanged there.
+func (d dnf) Exchange(packages ...string) string {
+	if d.tool == "yum" {
+		return d.Install(packages...)
+	}
+	return d.run("--best --setopt=install_weak_deps=False install --allowerasing ") + d.specs(packages)
+}
+
 func (d dnf) InstallFile(path string) string {
 	return d.run("--setopt=localpkg_gpgcheck=1 install ") + sh.Quote(path)
 }

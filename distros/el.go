@@ -20,10 +20,11 @@ var driverNames = []string{
 // DriverNames returns the names of the driver's packages in NVIDIA's repositories for rpm.
 func DriverNames() []string { return slices.Clone(driverNames) }
 
-// rpmMarks tell NVIDIA's packages from those of RPM Fusion and ELRepo, which conflict with them.
+// rpmMarks tell NVIDIA's packages from those of RPM Fusion and ELRepo, which conflict with them. Modules for one
+// kernel are named by driver and kernel there (kmod-nvidia-580.95.05-5.14.0-570.12.1), and by kernel here.
 var rpmMarks = map[string][]string{
-	SourceNVIDIA: {"cuda-drivers*", "kmod-nvidia-latest-dkms", "kmod-nvidia-open-dkms", "nvidia-driver", "nvidia-driver-*", "nvidia-open", "nvidia-open-[0-9]*"},
-	SourceOther:  {"akmod-nvidia*", "xorg-x11-drv-nvidia*", "kmod-nvidia", "kmod-nvidia-[0-9]*", "nvidia-x11-drv*"},
+	SourceNVIDIA: {"cuda-drivers*", "kmod-nvidia-latest-dkms", "kmod-nvidia-open-dkms", "kmod-nvidia-[0-9][0-9][0-9].*", "nvidia-driver", "nvidia-driver-*", "nvidia-open", "nvidia-open-[0-9]*"},
+	SourceOther:  {"akmod-nvidia*", "xorg-x11-drv-nvidia*", "kmod-nvidia", "kmod-nvidia-[0-9].*", "nvidia-x11-drv*"},
 }
 
 // rhelBoot is the boot layer since RHEL 8, and before where there are no entries.
@@ -109,6 +110,38 @@ func streamed(o Offer, fact string) []Offer {
 	open, proprietary := o, o
 	open.Stream, proprietary.Stream = "nvidia-driver:{branch}-open", "nvidia-driver:{branch}-dkms"
 	return []Offer{dkmsOffer(FlavorOpen, open, fact), dkmsOffer(FlavorProprietary, proprietary, fact)}
+}
+
+// precompiled is the offer of streams whose modules NVIDIA built for kernels of RHEL, and signed with a key of its own
+// that no guest trusts by itself. They are the proprietary ones, a package for each version and kernel, and a plugin
+// of dnf holds kernels back that have none yet.
+func precompiled() Offer {
+	o := dkmsOffer(FlavorProprietary, Offer{Min: 515, Arches: []string{"x86_64"}, Stream: "nvidia-driver:{branch}", Last: true, Caveat: "for which kernels NVIDIA has built this driver has not been looked at: the install will tell"},
+		"NVIDIA/yum-packaging-precompiled-kmod, README and kmod-nvidia.spec: kmod-nvidia-<driver>-<kernel>, and DKMS instead for what is not there")
+	o.Modules, o.DKMSName = ModulesPrecompiled, ""
+	o.Packages = []string{"nvidia-driver-cuda", "kmod-nvidia-{version}-{kbare}", "dnf-plugin-nvidia"}
+	return o
+}
+
+// almaSigned adds what AlmaLinux builds itself: the open modules for its own kernels, signed with the key of these,
+// one version at a time, beside NVIDIA's packages of everything else.
+func almaSigned(d *Distro) {
+	release := releasePackage(d.Packages, "AlmaLinux's NVIDIA repository", "almalinux-nvidia", "almalinux-release-nvidia-driver")
+	release.For = SourceDistro
+	d.Extras = append(d.Extras, release)
+	d.Marks = map[string][]string{
+		SourceNVIDIA: {"kmod-nvidia-latest-dkms", "kmod-nvidia-open-dkms", "kmod-nvidia-[0-9][0-9][0-9].*"},
+		SourceDistro: {"nvidia-open-kmod", "kmod-nvidia-open"},
+		SourceOther:  rpmMarks[SourceOther],
+	}
+	d.Offers = append(d.Offers, Offer{
+		Source: SourceDistro, Flavor: FlavorOpen, Modules: ModulesPrecompiled, Branches: []int{580, 595, 615},
+		Packages: []string{"nvidia-open-kmod={branch}", "nvidia-driver-cuda={branch}"},
+		Module:   "nvidia", Signed: true, Persistence: driverPersistence,
+		Caveat: "AlmaLinux's modules have moved from branch to branch: the install will tell",
+		Fact: "wiki.almalinux.org, NVIDIA: almalinux-release-nvidia-driver, nvidia-open-kmod, nvidia-driver-cuda; AlmaLinux's functional tests hold the signer; " +
+			"580.105.08 (yum-packaging-precompiled-kmod, DISTROS.md), 595.58.03 and 615.71.09 seen",
+	})
 }
 
 // locked are the offers of a repository that holds all branches side by side, so that one is kept by locking
@@ -223,4 +256,14 @@ func compilerMajor(text string) int {
 		}
 	}
 	return 0
+}
+
+// KernelBare returns a kernel release without distribution and machine, as NVIDIA names what it built for it:
+// "5.14.0-570.12.1" of 5.14.0-570.12.1.el9_6.x86_64; "" where it has another form.
+func (d Distro) KernelBare(release string) string {
+	bare, _, ok := strings.Cut(release, ".el")
+	if !ok || strings.Contains(release, "+") || strings.Contains(release, "uek") || strings.Contains(release, ".rt") {
+		return ""
+	}
+	return bare
 }

@@ -23,6 +23,13 @@ type Extra struct {
 	Enable string
 	// Packages: the work of Enable installs packages.
 	Packages bool
+	For      string // the source of drivers that it is needed for, "" all
+}
+
+// Reading returns the distribution with the extra repositories that a source of drivers needs.
+func (d Distro) Reading(source string) Distro {
+	d.Extras = slices.DeleteFunc(slices.Clone(d.Extras), func(e Extra) bool { return e.For != "" && e.For != source })
+	return d
 }
 
 // sections is a command that prints the ids of the repositories that the files of a folder enable, between

@@ -1,6 +1,7 @@
 package distros
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ type Row struct {
 	Modules  string   `json:"modules"`
 	Flavor   string   `json:"flavor"`
 	Branches string   `json:"branches"` // "470, 515 and later"
+	CUDA     []string `json:"cuda"`     // how toolkits come beside it: "packages", "installer"
 	Machines []string `json:"machines"`
 	Needs    []string `json:"needs"`  // what is added to the guest for it, besides the driver
 	Tested   string   `json:"tested"` // "real guest …", "real package manager …", or TestedPlan
@@ -34,10 +36,7 @@ func Matrix() []Row {
 		for _, o := range d.Offers {
 			r := Row{
 				Distro: d.String(), Name: d.Name, Source: o.Source, Modules: o.Modules, Flavor: o.Flavor, Branches: o.served(),
-				Machines: d.machines(o), Needs: d.needs(o), Tested: d.Tested[o.Source], Notes: d.notes(o),
-			}
-			if r.Tested == "" {
-				r.Tested = TestedPlan
+				CUDA: d.toolkits(o), Machines: d.machines(o), Needs: d.needs(o), Tested: cmp.Or(d.Tested[o.Source], TestedPlan), Notes: d.notes(o),
 			}
 			// Two offers that differ in their branches alone are one row.
 			same := func(x Row) bool {
@@ -49,8 +48,71 @@ func Matrix() []Row {
 			}
 			rows = append(rows, r)
 		}
+		rows = append(rows, d.runfiles()...)
 	}
 	return rows
+}
+
+// runfiles are the rows of NVIDIA's .run: what the tables know an installer of.
+func (d Distro) runfiles() []Row {
+	var rows []Row
+	for _, flavor := range []string{FlavorOpen, FlavorProprietary} {
+		served := map[string]string{} // machine → branches
+		for machine := range d.Arches {
+			var branches []int
+			for _, f := range catalog.DriverRunfiles() {
+				n, err := catalog.BranchOf(f.Version)
+				b, known := catalog.BranchByNumber(n)
+				if err != nil || !known || f.Arch != machine || flavor == FlavorOpen && b.Open == catalog.OpenNo || flavor == FlavorProprietary && b.Open == catalog.OpenOnly {
+					continue
+				}
+				branches = append(branches, n)
+			}
+			served[machine] = runs(branches)
+		}
+		for _, machine := range d.machines(Offer{}) {
+			r := Row{
+				Distro: d.String(), Name: d.Name, Source: SourceRunfile, Modules: ModulesDKMS, Flavor: flavor, Branches: served[machine],
+				CUDA: d.toolkits(Offer{}), Machines: []string{machine}, Needs: d.needs(Offer{Source: SourceRunfile}), Tested: cmp.Or(d.Tested[SourceRunfile], TestedPlan),
+				Notes: []string{"any other version, where its file or its SHA-256 is given"},
+			}
+			if r.Branches == "" {
+				continue
+			}
+			rows = append(rows, r)
+		}
+	}
+	return rows
+}
+
+// runs writes branches as "390, 510 to 580": three and more that follow each other in the table become one.
+func runs(branches []int) string {
+	var all []string
+	table := catalog.Branches()
+	for i := 0; i < len(table); {
+		n := i
+		for n < len(table) && slices.Contains(branches, table[n].Number) {
+			n++
+		}
+		if n-i > 2 {
+			all = append(all, fmt.Sprintf("%d to %d", table[i].Number, table[n-1].Number))
+		} else {
+			for _, b := range table[i:n] {
+				all = append(all, fmt.Sprint(b.Number))
+			}
+		}
+		i = n + 1
+	}
+	return strings.Join(all, ", ")
+}
+
+// toolkits says how CUDA toolkits come beside an offer. NVIDIA's installers are the same everywhere.
+func (d Distro) toolkits(o Offer) []string {
+	var all []string
+	if slices.ContainsFunc(d.machines(o), func(m string) bool { return d.RepoDir[m] != "" }) {
+		all = append(all, "packages")
+	}
+	return append(all, "installer")
 }
 
 // served says which branches of the table an offer delivers.
@@ -92,7 +154,7 @@ func (d Distro) needs(o Offer) []string {
 	if o.Modules != ModulesPrecompiled {
 		all = append(all, "kernel headers", strings.Join(d.BuildTools, ", "))
 	}
-	for _, e := range d.Extras {
+	for _, e := range d.Reading(o.Source).Extras {
 		all = append(all, e.Name)
 	}
 	if o.Source == SourceDistro && len(d.Components) > 0 {
@@ -132,10 +194,10 @@ func (d Distro) notes(o Offer) []string {
 }
 
 // Line is what Summary says of one source of drivers on distributions that are alike in it.
-type Line struct{ Names, Source, Drivers, Machines, Needs, Tested string }
+type Line struct{ Names, Source, Drivers, CUDA, Machines, Needs, Tested string }
 
 // summaryHead is the heading of Summary's lines.
-var summaryHead = Line{"distribution", "source", "drivers", "machines", "needs", "how it was tested"}
+var summaryHead = Line{"distribution", "source", "drivers", "CUDA", "machines", "needs", "how it was tested"}
 
 // Summary is the matrix for people: one line for each source, and distributions that do not differ in it together.
 func Summary() []Line {
@@ -164,10 +226,10 @@ func Summary() []Line {
 }
 
 func line(rows []Row) Line {
-	l := Line{Names: rows[0].Name, Source: map[string]string{SourceNVIDIA: "NVIDIA's repository", SourceDistro: "its own packages"}[rows[0].Source], Tested: rows[0].Tested}
-	var drivers, machines, needs []string
+	l := Line{Names: rows[0].Name, Source: map[string]string{SourceNVIDIA: "NVIDIA's repository", SourceDistro: "its own packages", SourceRunfile: "NVIDIA's .run"}[rows[0].Source], Tested: rows[0].Tested}
+	var drivers, machines, needs, cuda []string
 	for _, r := range rows {
-		machines = append(machines, r.Machines...)
+		machines, cuda = append(machines, r.Machines...), append(cuda, r.CUDA...)
 	}
 	for _, r := range rows {
 		say := fmt.Sprintf("%s by %s: %s", r.Flavor, r.Modules, r.Branches)
@@ -179,7 +241,7 @@ func line(rows []Row) Line {
 			drivers = append(drivers, say)
 		}
 	}
-	l.Drivers, l.Machines, l.Needs = strings.Join(drivers, "; "), join(machines), join(needs)
+	l.Drivers, l.CUDA, l.Machines, l.Needs = strings.Join(drivers, "; "), join(cuda), join(machines), join(needs)
 	return l
 }
 
@@ -196,7 +258,7 @@ func join(words []string) string {
 
 // Cells are a line's columns.
 func (l Line) Cells() []string {
-	return []string{l.Names, l.Source, l.Drivers, l.Machines, l.Needs, l.Tested}
+	return []string{l.Names, l.Source, l.Drivers, l.CUDA, l.Machines, l.Needs, l.Tested}
 }
 
 // Markdown is Summary as a table for the README.

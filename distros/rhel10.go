@@ -10,6 +10,9 @@ func init() {
 			d.Tested = map[string]string{SourceNVIDIA: testedDNF}
 		}
 		d.Offers = locked(Offer{Min: 580}, "kernel modules and version locking of the guide: 580 by versionlock on RHEL 10")
+		if d.ID == "almalinux" {
+			almaSigned(&d)
+		}
 		register(d)
 	}
 }

@@ -10,7 +10,8 @@ func init() {
 		d.GCC = 8
 		d.Offers = append(
 			streamed(Offer{Min: 515}, "module streams 515-open to 580-open and 515-dkms to 580-dkms: NVIDIA's repository for rhel8"),
-			dkmsOffer(FlavorProprietary, Offer{Branches: []int{470}, Stream: "nvidia-driver:{branch}-dkms"}, "NVIDIA/yum-packaging-fabric-manager issue 3 lists stream 470 of rhel8"))
+			dkmsOffer(FlavorProprietary, Offer{Branches: []int{470}, Stream: "nvidia-driver:{branch}-dkms"}, "NVIDIA/yum-packaging-fabric-manager issue 3 lists stream 470 of rhel8"),
+			precompiled())
 		register(d)
 	}
 }

@@ -32,6 +32,7 @@ func rpmCommands(m Manager) []struct{ name, text string } {
 	return []struct{ name, text string }{
 		{"install", m.Install("nvidia-driver-cuda", "nvidia-open=580", "nvidia-fabricmanager=580.95.05*", "kernel-default-devel=6.4.0-150600.23.47")},
 		{"install awkward", m.Install(awkward)},
+		{"exchange", m.Exchange("kmod-nvidia-latest-dkms", "nvidia-driver-cuda")},
 		{"install a file", m.InstallFile("/var/lib/gpuguest/epel-release.rpm")},
 		{"purge", m.Purge("dkms", "gpg-pubkey-d42d0685-62e36a2e")},
 		{"downgrade", m.Downgrade("glibc.i686", "2.34-100.el9")},

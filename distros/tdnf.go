@@ -35,6 +35,9 @@ func (t tdnf) Install(packages ...string) string {
 	return lines(append(script, `tdnf -y install "$@"`, ")")...)
 }
 
+// Of Azure Linux's drivers there is one flavor.
+func (t tdnf) Exchange(packages ...string) string { return t.Install(packages...) }
+
 func (t tdnf) InstallFile(path string) string { return "tdnf -y install " + sh.Quote(path) }
 
 func (t tdnf) Purge(packages ...string) string {

@@ -20,7 +20,13 @@ const zypperInstall = "install --no-recommends --auto-agree-with-licenses "
 
 // A package that has to have the version of another comes after it, as that version is known only then: SUSE's
 // signed modules carry the kernel's version behind the driver's (580.82.07_k6.4.0_150600.23.65).
-func (z zypper) Install(packages ...string) string {
+func (z zypper) Install(packages ...string) string { return z.install(zypperInstall, packages) }
+
+func (z zypper) Exchange(packages ...string) string {
+	return z.install(zypperInstall+"--force-resolution ", packages)
+}
+
+func (z zypper) install(verb string, packages []string) string {
 	var first []string
 	var after []word
 	for _, w := range words(packages) {
@@ -35,12 +41,12 @@ func (z zypper) Install(packages ...string) string {
 	}
 	script := []string{"("}
 	if len(first) > 0 {
-		script = append(script, zypperRun+zypperInstall+sh.Join(first...)+zypperEnds)
+		script = append(script, zypperRun+verb+sh.Join(first...)+zypperEnds)
 	}
 	for _, w := range after {
 		script = append(script,
 			`v=$(rpm -q --qf '%{VERSION}\n' `+sh.Quote(w.like)+` | cut -d _ -f 1 | sort -V | tail -n 1)`,
-			zypperRun+zypperInstall+sh.Quote(w.name+"=")+`"$v"`+zypperEnds)
+			zypperRun+verb+sh.Quote(w.name+"=")+`"$v"`+zypperEnds)
 	}
 	return lines(append(script, ")")...)
 }

@@ -1,11 +1,13 @@
 package steps
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
 	"gpuguest/distros"
 	"gpuguest/internal/action"
+	"gpuguest/internal/catalog"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/sh"
 )
@@ -79,10 +81,14 @@ func init() {
 			if byRunfile(in) {
 				return append(runDriverInstaller(in), action.Run{Title: "see that the modules for kernel " + in.Facts.Kernel.Next + " are built", Script: buildModules(in)})
 			}
+			script := installPackages(in, in.Choice.Packages...)
+			if displaces(in) {
+				script = lines(freshLists(in), in.Distro.Packages.Exchange(in.Choice.Packages...))
+			}
 			acts := []action.Action{action.Run{
 				Title:    "install " + strings.Join(in.Choice.Packages, " "),
 				Packages: true,
-				Script:   in.Distro.Packages.Quiet(installPackages(in, in.Choice.Packages...)),
+				Script:   in.Distro.Packages.Quiet(script),
 			}}
 			if in.Choice.Modules == choice.ModulesDKMS {
 				acts = append(acts, action.Run{Title: "build the modules for kernel " + in.Facts.Kernel.Next, Script: buildModules(in)})
@@ -91,6 +97,27 @@ func init() {
 		},
 		Hint: "the whole log of the step is in the guest below /var/lib/gpuguest/jobs",
 	})
+}
+
+// displaces tells whether the guest has the same source's driver with modules of another kind, which the planned ones
+// conflict with.
+func displaces(in Input) bool {
+	b, err := catalog.BranchOf(in.Facts.Driver.Next.Version)
+	if err != nil {
+		b = in.Choice.Branch
+	}
+	for _, o := range in.Distro.Offers {
+		if o.Source != in.Choice.Source || o.Flavor == in.Choice.Flavor && o.Modules == in.Choice.Modules {
+			continue
+		}
+		for _, p := range distros.Expand(o.Packages, distros.Names{Branch: b}) {
+			p = distros.PackageName(p)
+			if in.Facts.Packages[p] != "" && !slices.ContainsFunc(in.Choice.Packages, func(mine string) bool { return distros.PackageName(mine) == p }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func pinTitle(p distros.Pin) string {

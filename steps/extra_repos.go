@@ -10,11 +10,11 @@ func init() {
 		ID:     "extra-repos",
 		Title:  "read the repositories that the driver's dependencies come from",
 		After:  []ID{"ready", "rescue"},
-		Wanted: func(in Input) bool { return len(in.Distro.Extras) > 0 && !byBundle(in) },
-		Check:  func(in Input) string { return in.Distro.ExtrasCheck() },
+		Wanted: func(in Input) bool { return len(in.Distro.Reading(in.Choice.Source).Extras) > 0 && !byBundle(in) },
+		Check:  func(in Input) string { return in.Distro.Reading(in.Choice.Source).ExtrasCheck() },
 		Apply: func(in Input) []action.Action {
 			var acts []action.Action
-			for _, e := range in.Distro.ExtrasMissing(in.Facts) {
+			for _, e := range in.Distro.Reading(in.Choice.Source).ExtrasMissing(in.Facts) {
 				acts = append(acts, action.Run{Title: e.Name + ": " + e.How, Packages: e.Packages, Script: e.Enable})
 			}
 			if len(acts) == 0 {

@@ -2,23 +2,35 @@ package steps
 
 import (
 	"cmp"
+	"slices"
 	"strconv"
 	"strings"
 
 	"gpuguest/internal/action"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
 )
 
 const fabricUnit = "nvidia-fabricmanager.service"
 
-// needsFabric tells whether the guest has NVSwitches (PCI class 0680) to set up, or a fabric manager already,
-// which then must be of the driver's version: it refuses every other (NVIDIA/gpu-operator#544).
+// fabricUmad has the module loaded at every boot that the fabric manager talks to switches of NVLink 5 by.
+const fabricUmad = "ib_umad"
+
+// nvlink5 tells whether the guest was given the adapters by which switches of NVLink 5 are managed. The switches
+// themselves are no PCI functions any more.
+func nvlink5(in Input) bool {
+	return slices.ContainsFunc(in.Facts.Other, func(p facts.PCI) bool { return p.Vendor == facts.Mellanox })
+}
+
+// needsFabric tells whether the guest has NVSwitches (PCI class 0680, or the adapters of NVLink 5) to set up, or a
+// fabric manager already, which then must be of the driver's version: it refuses every other
+// (NVIDIA/gpu-operator#544).
 func needsFabric(in Input) bool {
 	if !hasGPU(in) || in.Facts.Init.Name != "systemd" {
 		return false
 	}
 	for _, p := range in.Facts.Other {
-		if strings.HasPrefix(p.Class, "0680") {
+		if strings.HasPrefix(p.Class, "0680") || p.Vendor == facts.Mellanox {
 			return true
 		}
 	}
@@ -60,12 +72,20 @@ func init() {
 		Fresh:  true,
 		Wanted: needsFabric,
 		Check: func(in Input) string {
-			return lines(
+			var subnet []string
+			if nvlink5(in) {
+				subnet = []string{
+					must(in.Distro.Packages.Installed("nvlsm"), "nvlsm, which the fabric manager starts for NVLink 5, is not installed"),
+					`printf '%s\n' ` + fabricUmad + ` | cmp -s - ` + loadAtBoot(fabricUmad) + ` || { echo "` + loadAtBoot(fabricUmad) + ` does not name it"; exit 1; }`,
+					`[ -d /sys/module/` + fabricUmad + ` ] || { echo "` + fabricUmad + ` is not loaded"; exit 1; }`,
+				}
+			}
+			return lines(append(subnet,
 				fabricVersion(in),
 				`[ -n "$found" ] || { echo "no fabric manager of version" `+sh.Quote(fabricDriver(in))+` "is installed"; exit 1; }`,
 				`[ "$(systemctl is-enabled `+fabricUnit+` 2>/dev/null)" = enabled ] || { echo "`+fabricUnit+` is not enabled at boot"; exit 1; }`,
 				`[ "$(systemctl is-active `+fabricUnit+` 2>/dev/null)" = active ] || { echo "`+fabricUnit+` does not run"; journalctl -u `+fabricUnit+` -b -q --no-pager -o cat -n 10 2>/dev/null; exit 1; }`,
-				`echo "$found" `+sh.Quote(fabricDriver(in))+` "runs"`)
+				`echo "$found" `+sh.Quote(fabricDriver(in))+` "runs"`)...)
 		},
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages
@@ -75,10 +95,13 @@ func init() {
 				script = append(script, `if [ -z "$got" ] && ( `+m.Offered(name)+` ) >/dev/null 2>&1; then`, m.Install(name+"="+fabricDriver(in)+"*"), `	got=1`, `fi`)
 			}
 			script = append(script, `[ -n "$got" ] || { echo "no source of the guest has a fabric manager" >&2; exit 1; }`)
-			return []action.Action{
-				action.Run{Title: "install the fabric manager", Packages: true, Script: m.Quiet(lines(script...))},
-				action.Run{Title: "enable and start " + fabricUnit, Script: lines(`systemctl enable `+fabricUnit, `systemctl restart `+fabricUnit+` || { journalctl -u `+fabricUnit+` -b -q --no-pager -o cat -n 20; exit 1; }`)},
+			acts := []action.Action{action.Run{Title: "install the fabric manager", Packages: true, Script: m.Quiet(lines(script...))}}
+			if nvlink5(in) {
+				acts = append(acts, action.Run{Title: "install NVLink's subnet manager", Packages: true, Script: m.Quiet(m.Install("nvlsm"))})
+				acts = append(acts, load(fabricUmad)...)
 			}
+			return append(acts,
+				action.Run{Title: "enable and start " + fabricUnit, Script: lines(`systemctl enable `+fabricUnit, `systemctl restart `+fabricUnit+` || { journalctl -u `+fabricUnit+` -b -q --no-pager -o cat -n 20; exit 1; }`)})
 		},
 		Hint: "the fabric manager must be of exactly the driver's version: --driver names one that the source has for both",
 	})

@@ -24,7 +24,9 @@ var probePath = sync.OnceValue(func() string {
 var probeSource = sync.OnceValue(func() []byte { return []byte(assets.Probe) })
 
 // provesCUDA tells whether CUDA is to be proved in this guest.
-func provesCUDA(in Input) bool { return hasGPU(in) && !in.Want.WithoutCUDA }
+//
+// A GPU that is divided is none to CUDA, and its instances are proved by mig-layout.
+func provesCUDA(in Input) bool { return hasGPU(in) && !in.Want.WithoutCUDA && !divided(in) }
 
 // compileProbe compiles $1 to $2 and leaves what the compiler said in $3. It fails when no compiler does it.
 const compileProbe = `compile() {

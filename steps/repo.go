@@ -163,6 +163,9 @@ const nvidiaLine = `^deb.*developer\.download\.nvidia\.com.*`
 // and not removed. The shared keyring of old is left alone: a key too many conflicts with nothing.
 func oldSources(in Input) (own, shared []string) {
 	for _, f := range in.Facts.OldNVIDIA {
+		if onlyContainers(in, f) {
+			continue
+		}
 		switch f {
 		case "/etc/apt/sources.list":
 			shared = append(shared, f)
@@ -172,6 +175,21 @@ func oldSources(in Input) (own, shared []string) {
 		}
 	}
 	return append(own, oldRepositories(in)...), shared
+}
+
+// onlyContainers tells whether a source list names nothing but NVIDIA's container toolkit, which is in nobody's way.
+func onlyContainers(in Input, file string) bool {
+	named := false
+	for _, s := range in.Facts.Sources {
+		if s.File != file {
+			continue
+		}
+		if !strings.Contains(s.URI, "://nvidia.github.io/") {
+			return false
+		}
+		named = true
+	}
+	return named
 }
 
 // oldRepositories are repository files of rpm that hold nothing but NVIDIA's repository for this guest and are not

@@ -140,7 +140,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "remove-runfile",
 		Title:  "have the .run driver uninstall itself",
-		After:  []ID{"ready", "stop-services"},
+		After:  []ID{"ready", "stop-services", "remove-mig"},
 		Wanted: func(in Input) bool { return in.Facts.State.Runfile != "" },
 		AtBoot: func(in Input) bool { return in.Facts.Driver.Loaded != "" },
 		Check:  func(Input) string { return runfileGone },

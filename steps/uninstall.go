@@ -77,7 +77,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "remove-packages",
 		Title:  "remove the packages that gpuguest added",
-		After:  []ID{"ready", "unhold", "remove-runfile", "remove-toolkits"},
+		After:  []ID{"ready", "unhold", "remove-mig", "remove-runfile", "remove-toolkits"},
 		Wanted: func(in Input) bool { return len(toRemove(in)) > 0 },
 		AtBoot: func(in Input) bool { return in.Facts.Driver.Loaded != "" },
 		Check: func(in Input) string {
@@ -113,7 +113,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "restore-files",
 		Title:  "put back files as they were",
-		After:  []ID{"ready", "stop-services", "remove-runfile", "remove-toolkits", "remove-packages"},
+		After:  []ID{"ready", "stop-services", "remove-mig", "remove-runfile", "remove-toolkits", "remove-packages"},
 		Wanted: func(in Input) bool { return len(toRestore(in))+len(in.Facts.State.Absent) > 0 },
 		AtBoot: func(in Input) bool { return slices.Contains(in.Facts.State.Absent, blocklistPath) && hasGPU(in) },
 		Check: func(in Input) string {
@@ -191,7 +191,7 @@ func init() {
 	registerRemoval(Step{
 		ID:     "removed",
 		Title:  "prove that the guest is what it was",
-		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config", "products", "remove-accounts", "remove-signing-key", "restore-cuda-link", "remove-ways"},
+		After:  []ID{"ready", "remove-packages", "restore-files", "boot-config", "products", "remove-accounts", "remove-signing-key", "restore-cuda-link", "remove-ways", "restart-engine"},
 		Fresh:  true,
 		Wanted: changedByUs,
 		Check: func(in Input) string {

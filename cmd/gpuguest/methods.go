@@ -31,6 +31,7 @@ type methods struct {
 	proxy                          string
 	noProxy                        bool // the environment names none either
 	bundle, bundleSHA256           string
+	token                          string
 
 	certDER []byte // the certificate, once it was read
 }
@@ -49,6 +50,12 @@ func (m *methods) add(c *cobra.Command, w *choice.Want) {
 	f.StringVar(&m.bundle, "bundle", "", "take all packages and installers from this `FILE` of \"gpuguest bundle\", which is sent: for a guest without a network")
 	f.StringVar(&m.bundleSHA256, "bundle-sha256", "", "SHA-256, `HEX`, that the bundle must have")
 	f.StringVar(&m.proxy, "proxy", "", "have the guest's downloads and package manager go by this proxy, `URL`, while gpuguest works (default: $"+proxyVariable+", else the guest's own way)")
+	f.StringVar(&w.ContainerToolkit, "container-toolkit", "", "give NVIDIA's container toolkit to this `ENGINE` of the guest: docker, containerd or podman")
+	f.StringVar(&w.MIG, "mig", "", "divide the GPUs at every boot, `LAYOUT`: profiles for all (3g.20gb,1g.5gb*4), or by GPU (0=7g.80gb;1=off)")
+	f.BoolVar(&w.GDS, "gds", false, "install and load nvidia-fs, the kernel's part of GPUDirect Storage")
+	f.BoolVar(&w.Peermem, "peermem", false, "load nvidia-peermem, by which InfiniBand adapters reach the GPU's memory")
+	f.StringVar(&m.token, "vgpu-license-token", "", "client configuration token of the licence server, `FILE`: for a virtual GPU, whose driver --runfile names")
+	_ = c.RegisterFlagCompletionFunc("container-toolkit", cobra.FixedCompletions(choice.Engines(), cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("cuda-source", cobra.FixedCompletions([]string{choice.SourceNVIDIA, choice.SourceRunfile}, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -80,6 +87,17 @@ func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (c
 	}
 	if w.CUDARunfile, err = of.installer("--cuda-runfile", m.cudaRunfile, m.cudaRunfileSHA256, catalog.ToolkitRunfiles(), files); err != nil {
 		return closeFiles, err
+	}
+	if m.token != "" {
+		sum, err := once(of, "SHA-256 of "+m.token, func() (string, error) { return sha256File(m.token) })
+		if err != nil {
+			return closeFiles, fmt.Errorf("--vgpu-license-token: %w", err)
+		}
+		if !strings.HasSuffix(m.token, ".tok") {
+			return closeFiles, fmt.Errorf("--vgpu-license-token %s: the licence client reads files whose names end in .tok alone", m.token)
+		}
+		w.License = choice.Token{Name: filepath.Base(m.token), SHA256: sum}
+		files[sum] = m.token
 	}
 	switch {
 	case m.key == "" && m.cert == "":

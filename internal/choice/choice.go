@@ -17,7 +17,7 @@ const (
 	SourceNVIDIA = distros.SourceNVIDIA
 	SourceDistro = distros.SourceDistro
 	// SourceRunfile is NVIDIA's self-extracting installer, whose files no package manager knows.
-	SourceRunfile = "runfile"
+	SourceRunfile = distros.SourceRunfile
 
 	FlavorOpen        = distros.FlavorOpen
 	FlavorProprietary = distros.FlavorProprietary
@@ -63,8 +63,13 @@ type Want struct {
 	Replace     bool    // a driver that came another way is removed first: a .run for packages, packages for a .run
 	Signing     Signing // what modules that are built in the guest are signed with; zero: whatever DKMS does
 
-	Bundle Bundle // all packages and installers, sent by the client; zero: none
-	Proxy  Proxy  // the guest's way out, for gpuguest's own work; zero: the guest's own
+	Bundle           Bundle // all packages and installers, sent by the client; zero: none
+	Proxy            Proxy  // the guest's way out, for gpuguest's own work; zero: the guest's own
+	ContainerToolkit string // engine that is given NVIDIA's container toolkit, of Engines; "" none
+	MIG              string // what GPUs are divided into at every boot, "3g.20gb,1g.5gb*4", "0=off;1=7g.80gb"; "" nothing is done
+	GDS              bool   // nvidia-fs, the kernel's part of GPUDirect Storage
+	Peermem          bool   // nvidia-peermem, which gives InfiniBand adapters the GPU's memory
+	License          Token  // of a licence server, for a virtual GPU
 
 	LockWait time.Duration // how long cloud-init and the package manager's lock are waited for; 0: ten minutes
 }
@@ -113,6 +118,7 @@ type Choice struct {
 	Signed                  bool                // the modules come signed with a key that the guest's firmware trusts
 	Persistence             distros.Persistence // Package is a name, no template
 	GPUs                    []GPU               // what was decided for, in the order of the guest's
+	MIG                     []Partition         // what GPUs are divided into; nil: nothing is done about it
 	Why                     []string            // one sentence a decision, in order
 	Warnings                []string            // what the user should know although it goes on
 }
@@ -129,6 +135,7 @@ type GPU struct {
 	Flavor  string // the flavor it must have, "" either will do
 
 	Capability string // CUDA compute capability, "7.5"; "" unknown
+	Virtual    bool   // it is a part of one that NVIDIA's vGPU software gives the guest
 }
 
 // Title is the GPU in one line: "0000:01:00.0 Tesla T4 (10de:1eb8)".

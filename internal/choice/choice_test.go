@@ -254,7 +254,7 @@ func TestMakeRefuses(t *testing.T) {
 			says: []string{"RTX 5090 (10de:2b85, Blackwell) needs branch 570 or newer, and no branch after 470 drives Tesla K80 (10de:102d, Kepler)"}},
 		{name: "GPUs of two minds", as: "debian:12", gpus: []string{v100, rtx5090},
 			says: []string{"RTX 5090 (10de:2b85, Blackwell) needs the open modules, which do not drive Tesla V100"}},
-		{name: "a virtual GPU", as: "debian:12", gpus: []string{t4 + ":10de:1309"}, says: []string{"virtual GPU", "this release does not install"}},
+		{name: "a virtual GPU", as: "debian:12", gpus: []string{t4 + ":10de:1309"}, says: []string{"virtual GPU", "--vgpu-license-token"}},
 		{name: "a GPU no source drives any more", as: "debian:12", gpus: []string{fx5200}, says: []string{"no branch after 173 drives"}},
 		{name: "a GPU too new for the distribution", as: "debian:11", gpus: []string{rtx5090}, says: []string{"NVIDIA's repository for Debian 11 (bullseye): it gets no new drivers", "5090 (10de:2b85, Blackwell) needs branch 570"}},
 		{name: "NVIDIA's repository gone from a release", as: "debian:11", gpus: []string{t4}, want: Want{Source: "nvidia"}, says: []string{"it gets no new drivers"}, nearest: "--source distro"},

@@ -22,6 +22,9 @@ func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	if err == nil {
 		err = r.addToolkit(&c)
 	}
+	if err == nil {
+		err = r.addServers(&c)
+	}
 	if err != nil {
 		return Choice{}, r.forWantOfEnrolment(err)
 	}
@@ -154,13 +157,10 @@ func (r *request) readGPUs() error {
 	}
 	for _, p := range pcis {
 		g, known := catalog.Lookup(p.Vendor, p.Device, p.Subvendor, p.Subdevice)
-		if g.VGPU {
-			return &Refusal{
-				What:   fmt.Sprintf("a driver for %s (%s:%s, subsystem %s:%s)", cmp.Or(g.Name, "a GPU"), p.Vendor, p.Device, p.Subvendor, p.Subdevice),
-				Reason: "it is a virtual GPU: its guest needs the vGPU driver that comes with the host's, a .run file under licence, which this release does not install",
-			}
+		if why := r.vgpuObjection(); g.VGPU && why != "" {
+			return &Refusal{What: fmt.Sprintf("a driver for %s (%s:%s, subsystem %s:%s)", cmp.Or(g.Name, "a GPU"), p.Vendor, p.Device, p.Subvendor, p.Subdevice), Reason: why}
 		}
-		out := GPU{Address: p.Address, ID: p.Vendor + ":" + p.Device, Name: g.Name, Arch: g.Arch, Known: known, Min: g.First, Max: g.Last}
+		out := GPU{Address: p.Address, ID: p.Vendor + ":" + p.Device, Name: g.Name, Arch: g.Arch, Known: known, Min: g.First, Max: g.Last, Virtual: g.VGPU}
 		if r.w.CUDA != "" {
 			out.Capability = catalog.Capability(p.Device)
 		}
@@ -177,7 +177,7 @@ func (r *request) readGPUs() error {
 			out.Flavor, assumed = FlavorOpen, true
 		case g.Open == catalog.Required:
 			out.Flavor = FlavorOpen
-		case g.Open == catalog.No:
+		case g.Open == catalog.No, g.NoGSP:
 			out.Flavor = FlavorProprietary
 		}
 		if assumed && r.wish.flavor != "" {
@@ -544,6 +544,8 @@ func (r *request) kernelObjection(c candidate) string {
 			return "the kernel that starts next is not known, so prebuilt modules cannot be named"
 		case r.d.KernelFlavor(r.kernel) == "":
 			return "kernel " + r.kernel + " is none of " + r.d.Name + ", and prebuilt modules are made only for those"
+		case r.d.KernelBare(r.kernel) == "" && slices.ContainsFunc(c.offer.Packages, func(p string) bool { return strings.Contains(p, "{kbare}") }):
+			return "kernel " + r.kernel + " is none of RHEL's, and NVIDIA builds modules only for those"
 		}
 		return ""
 	}
@@ -581,6 +583,9 @@ func (r *request) packagesObjection(c candidate) string {
 	}
 	if p := r.marks[distros.SourceOther]; p != "" {
 		return fmt.Sprintf("the guest has driver packages of somebody else's repository (%s), which break NVIDIA's: uninstall them first", p)
+	}
+	if !c.here && r.wish.version == "" && slices.ContainsFunc(c.offer.Packages, func(p string) bool { return strings.Contains(p, "{version}") }) {
+		return fmt.Sprintf("NVIDIA's prebuilt modules come in packages that are named by version and kernel: name one by --driver, as in --driver %s", cmp.Or(c.branch.Latest, fmt.Sprint(c.branch.Number)+".…"))
 	}
 	if len(r.f.Packages)+len(r.f.Offered) == 0 {
 		return ""
@@ -632,6 +637,16 @@ func (r *request) installed(c candidate) bool {
 	for i, p := range names {
 		names[i] = distros.PackageName(p)
 	}
+	// What is named by version and kernel is known by its form.
+	for _, p := range c.offer.Packages {
+		if !strings.Contains(p, "{version}") {
+			continue
+		}
+		pattern := strings.NewReplacer("{version}", fmt.Sprint(c.branch.Number)+".*", "{kbare}", "[0-9]*").Replace(p)
+		if !slices.ContainsFunc(sortedKeys(r.f.Packages), func(name string) bool { ok, _ := path.Match(pattern, name); return ok }) {
+			return false
+		}
+	}
 	if len(names) > 0 && have(names[0]) && r.marks[c.offer.Source] != "" && len(r.marks) == 1 {
 		return true
 	}
@@ -664,7 +679,7 @@ func (r *request) within(c candidate) distros.Pin {
 }
 
 func (r *request) expand(c candidate, templates []string) []string {
-	n := distros.Names{Branch: c.branch.Number, Version: r.wish.version, Kernel: r.kernel, Flavor: r.d.KernelFlavor(r.kernel)}
+	n := distros.Names{Branch: c.branch.Number, Version: r.wish.version, Kernel: r.kernel, KernelBare: r.d.KernelBare(r.kernel), Flavor: r.d.KernelFlavor(r.kernel)}
 	if !r.w.HoldKernel {
 		n.KernelMeta = r.d.KernelMeta(r.kernel, r.f)
 	}

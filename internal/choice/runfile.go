@@ -249,6 +249,9 @@ func (r *request) chooseRunfile(c candidate) Choice {
 	ch.Runfile = Installer{Name: c.file.Name(), Version: c.file.Version, URL: c.file.URL, SHA256: c.file.SHA256, Flags: driverFlags(c.file.Version, c.offer.Flavor)}
 	if f := r.w.Runfile; f.Given() {
 		ch.Runfile.Name = f.Name
+		if why := vgpuName(f.Name); why != "" && slices.ContainsFunc(r.gpus, func(g GPU) bool { return g.Virtual }) {
+			ch.Warnings = append(ch.Warnings, why)
+		}
 	}
 	if was := r.f.Runfile.Version; was != "" && was != c.file.Version && r.f.State.Runfile == "" {
 		ch.Warnings = append(ch.Warnings, "the installer replaces driver "+was+", which somebody else put in; uninstall will not bring that one back")

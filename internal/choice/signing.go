@@ -44,6 +44,10 @@ func (r *request) enrolled() bool {
 }
 
 func (r *request) secureBootObjection(c candidate) string {
+	if r.enforced() && !c.offer.Signed && c.offer.Modules == ModulesPrecompiled {
+		return "Secure Boot is enforced, and these modules are signed with a key of NVIDIA's own, which stands beside the packages (NVIDIA2019-public_key.der) and which no guest trusts by itself; " +
+			"whether this guest does is not known here"
+	}
 	if !r.enforced() || c.offer.Signed || r.enrolled() {
 		return ""
 	}

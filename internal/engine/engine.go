@@ -442,7 +442,9 @@ func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[step
 			if v, err := r.apply(ctx, i, len(items), it); v == again || err != nil {
 				return v, err
 			}
-			changed = true
+			if changed = true; it.AtBoot && !it.Late {
+				return again, nil // what comes behind it is about the guest as it is after that boot
+			}
 		case !changed:
 			return done, r.failed(i, len(items), it, o.Why, "")
 		}

@@ -529,6 +529,23 @@ func TestWorkThatNeedsABootWaitsForIt(t *testing.T) {
 
 // TestTurnsAreWaitedForAndGivenBack: a reboot and a big file each wait for their turn, a small file does not, and no
 // turn is kept.
+// A step that runs only in the booted guest may take a boot itself: what comes behind it is about the guest as it is
+// then.
+func TestWhatComesBehindAFreshStepThatTakesABootWaitsForIt(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	mode, layout := l.touch("mode", true), l.touch("layout", false)
+	mode.Fresh, layout.Fresh = true, true
+	layout.Check = `[ "$(cat ` + sh.Quote(l.shell.Dir+"/boot_id") + `)" = boot-2 ] || { echo "still the first boot"; exit 1; }` + "\n" + layout.Check
+	r, err := l.run(l.config(l.touch("one", false), mode, layout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := states(r); got != "one=changed mode=changed layout=changed" || r.Reboots != 1 || l.work("mode") != 1 {
+		t.Errorf("%s, %d reboots, mode %d times", got, r.Reboots, l.work("mode"))
+	}
+}
+
 func TestTurnsAreWaitedForAndGivenBack(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)

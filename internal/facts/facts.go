@@ -13,7 +13,7 @@ type Facts struct {
 	BootID    string            `json:"boot_id"`    // /proc/sys/kernel/random/boot_id
 	Kernel    Kernel            `json:"kernel"`     // running and next
 	GPUs      []PCI             `json:"gpus"`       // NVIDIA display functions (class 03xx), by address
-	Other     []PCI             `json:"other"`      // other NVIDIA functions: audio, USB, UCSI, NVSwitch (class 0680)
+	Other     []PCI             `json:"other"`      // other NVIDIA functions: audio, USB, UCSI, NVSwitch (class 0680); of Mellanox those that manage switches of NVLink 5
 	Loaded    map[string]bool   `json:"loaded"`     // of moduleNames: loaded (or built in) now; nil unknown
 	Loadable  map[string]bool   `json:"loadable"`   // of moduleNames: a file for the next kernel exists; nil unknown
 	Driver    Driver            `json:"driver"`     // NVIDIA's modules and libraries
@@ -47,6 +47,9 @@ var moduleNames = []string{
 	"nouveau", "nova_core", "nova_drm", "nova", "nvidiafb",
 	"nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm", "vfio_pci",
 }
+
+// Mellanox is the PCI vendor id of ConnectX adapters.
+const Mellanox = "15b3"
 
 // OS is /etc/os-release.
 type OS struct {

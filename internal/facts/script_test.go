@@ -339,6 +339,21 @@ func TestScriptReadsATreeAsItReadsAGuest(t *testing.T) {
 }
 
 // listing is every path of a tree with its kind, size and time of change.
+func TestAdaptersThatManageSwitchesOfNVLink5AreTold(t *testing.T) {
+	root := tree{
+		"sys/bus/pci/devices/0000:c1:00.0/vendor": "0x15b3\n", "sys/bus/pci/devices/0000:c1:00.0/device": "0x1021\n", "sys/bus/pci/devices/0000:c1:00.0/class": "0x020700\n",
+		"sys/bus/pci/devices/0000:c1:00.0/vpd": "\x82\x2dNvidia ConnectX-7\x00\x90VA\x10SMDL=SW_MNG\x00",
+		// The same adapter for a network.
+		"sys/bus/pci/devices/0000:c2:00.0/vendor": "0x15b3\n", "sys/bus/pci/devices/0000:c2:00.0/device": "0x1021\n", "sys/bus/pci/devices/0000:c2:00.0/class": "0x020700\n",
+		"sys/bus/pci/devices/0000:c2:00.0/vpd":    "\x82\x2dNvidia ConnectX-7\x00",
+		"sys/bus/pci/devices/0000:c3:00.0/vendor": "0x15b3\n",
+	}.write(t)
+	f := look(t, root)
+	if len(f.Other) != 1 || f.Other[0].Address != "0000:c1:00.0" || f.Other[0].Vendor != facts.Mellanox || len(f.GPUs) != 0 {
+		t.Errorf("%+v", f.Other)
+	}
+}
+
 func listing(t *testing.T, root string) string {
 	t.Helper()
 	var b strings.Builder

@@ -58,6 +58,7 @@ type standIn struct {
 	epoch                  int
 	arch                   string // "noarch" or "x86_64"
 	requires, provides     []string
+	conflicts              []string
 	files                  map[string]string // path → content, or the path of a file of this machine behind "@"
 	links                  map[string]string
 }
@@ -142,8 +143,11 @@ func driverSet(t *testing.T, b *builder, version, dist string) []standIn {
 	common := p("nvidia-kmod-common")
 	common.arch = "noarch"
 	persistenced := p("nvidia-persistenced")
+	closed := p("kmod-nvidia-latest-dkms", "dkms", exact("nvidia-kmod-common"))
+	closed.arch, closed.conflicts = "noarch", []string{"kmod-nvidia-open-dkms"}
+	closed.files = map[string]string{"/usr/src/nvidia-" + version + "/nvidia.ko": "@" + b.closed(version, rockyKernel+".x86_64")}
 	return []standIn{
-		module, common, persistenced, p("nvidia-driver-cuda-libs"),
+		module, closed, common, persistenced, p("nvidia-driver-cuda-libs"),
 		p("nvidia-driver-cuda", exact("nvidia-driver-cuda-libs"), exact("nvidia-kmod-common"), "nvidia-persistenced = 3:"+version),
 	}
 }
@@ -195,7 +199,7 @@ cp "$src" "/usr/lib/modules/$3/extra/nvidia.ko"
 		{path: "crb", packages: []standIn{plain("crb-only", "1", "1.el9")}},
 		{path: "epel", packages: []standIn{dkms}},
 		{path: "cuda/rhel9/x86_64", key: "D42D0685.pub", packages: append(slices.Concat(s582, s589, s595), toolkit),
-			streams: map[string][]standIn{"580-open": slices.Concat(s582, s589), "595-open": s595}},
+			streams: map[string][]standIn{"580-open": slices.Concat(s582, s589), "580-dkms": slices.Concat(s582, s589), "595-open": s595}},
 		{path: "cuda/rhel10/x86_64", key: "CDF6BA43.pub", packages: append(slices.Concat(t582, t589, t595), toolkit, older)},
 		{path: "suse", packages: []standIn{plain("gcc", "7", "1"), plain("make", "4.2", "1"), suseDevel,
 			kmp("nvidia-open-driver-G06-signed-cuda-kmp-default", "580.82.07_k6.4.0_150600.23.47", "150600.3.63.1")}},
@@ -235,7 +239,17 @@ func (b *builder) versionlock() map[string]string {
 func (b *builder) module(version, kernel string) string {
 	b.t.Helper()
 	out := filepath.Join(b.top, "nvidia-"+version+"-"+kernel+".ko")
-	text := `const char m[] __attribute__((section(".modinfo"))) = "version=` + version + `\0license=Dual MIT/GPL\0vermagic=` + kernel + ` SMP preempt mod_unload \0name=nvidia";`
+	return b.moduleOf(version, kernel, "Dual MIT/GPL", out)
+}
+
+// closed makes one of the proprietary modules.
+func (b *builder) closed(version, kernel string) string {
+	return b.moduleOf(version, kernel, "NVIDIA", filepath.Join(b.top, "closed-"+version+"-"+kernel+".ko"))
+}
+
+func (b *builder) moduleOf(version, kernel, license, out string) string {
+	b.t.Helper()
+	text := `const char m[] __attribute__((section(".modinfo"))) = "version=` + version + `\0license=` + license + `\0vermagic=` + kernel + ` SMP preempt mod_unload \0name=nvidia";`
 	put(b.t, out+".c", text)
 	tool(b.t, "gcc", "-c", "-o", out, out+".c")
 	return out
@@ -257,6 +271,9 @@ func (b *builder) rpm(p standIn, dir string) {
 	}
 	for _, r := range p.provides {
 		spec.WriteString("Provides: " + r + "\n")
+	}
+	for _, r := range p.conflicts {
+		spec.WriteString("Conflicts: " + r + "\n")
 	}
 	spec.WriteString("%description\nstands in\n%install\nmkdir -p %{buildroot}\n")
 	var files []string
@@ -546,6 +563,18 @@ func testModuleStreams(t *testing.T, w *rpmWorld) {
 		t.Errorf("headers are %s", got)
 	}
 	g.must("dnf -y install nvidia-container-toolkit && dnf -y remove nvidia-container-toolkit")
+
+	// To the other flavor and back: the packages of the two conflict.
+	for _, flavor := range []string{choice.FlavorProprietary, choice.FlavorOpen} {
+		g.look()
+		other := w.want()
+		other.Flavor = flavor
+		g.converged(g.install(other))
+		name := map[string]string{choice.FlavorProprietary: "kmod-nvidia-latest-dkms", choice.FlavorOpen: "kmod-nvidia-open-dkms"}[flavor]
+		if got := g.must("rpm -qa 'kmod-nvidia-*dkms' --qf '%{NAME} %{VERSION}\n'"); got != name+" 580.95.05\n" {
+			t.Errorf("after the change of flavor there is %s", got)
+		}
+	}
 
 	// To another branch: the stream is changed and the packages follow; and not back by itself.
 	g.look()

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 
 	"gpuguest/assets"
 	"gpuguest/distros"
+	"gpuguest/internal/catalog"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/sh"
@@ -128,6 +130,24 @@ var goldens = []struct {
 	{"debian12-gtx1050ti-proxy", "debian12-gtx1050ti-nouveau", choice.Want{Proxy: aProxy}},
 	{"rocky9-l4-proxy", "rocky9-l4", choice.Want{Proxy: aProxy}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
+	{"ubuntu2404-l4-driver580-other-flavor", "ubuntu2404-l4-driver580", choice.Want{Flavor: choice.FlavorProprietary}},
+	{"rocky9-l4-driver580-other-flavor", "rocky9-l4-driver580", choice.Want{Flavor: choice.FlavorProprietary}},
+	{"ubuntu2404-l4-driver580-to-595", "ubuntu2404-l4-driver580", choice.Want{Driver: "595"}},
+	{"rocky9-l4-precompiled", "rocky9-l4", choice.Want{Driver: "580.95.05", Modules: choice.ModulesPrecompiled}},
+	{"rocky9-l4-precompiled-of-what", "rocky9-l4", choice.Want{Modules: choice.ModulesPrecompiled, Driver: "580"}},
+	{"rhel9-h100-secureboot-precompiled", "rhel9-h100-secureboot", choice.Want{Driver: "580.95.05", Modules: choice.ModulesPrecompiled}},
+	{"almalinux9-h100-secureboot", "almalinux9-h100-secureboot", choice.Want{}},
+	{"rocky9-l4-driver580-to-runfile", "rocky9-l4-driver580-ledger", choice.Want{Source: choice.SourceRunfile, Replace: true}},
+	{"ubuntu2404-h100-precompiled", "ubuntu2404-h100", choice.Want{Source: choice.SourceDistro, Modules: choice.ModulesPrecompiled}},
+	{"ubuntu2204-a100-docker-mig", "ubuntu2204-a100-docker", choice.Want{ContainerToolkit: choice.EngineDocker, MIG: "3g.20gb,1g.5gb*4"}},
+	{"ubuntu2204-a100-docker-mig-too-old", "ubuntu2204-a100-docker", choice.Want{Runfile: choice.Runfile{Name: "NVIDIA-Linux-x86_64-450.51.06.run", SHA256: strings.Repeat("ab", 32), Version: "450.51.06", Arch: "x86_64"}, MIG: "3g.20gb"}},
+	{"rocky9-h100-podman-mig-gds-peermem", "rocky9-h100-podman", choice.Want{ContainerToolkit: choice.EnginePodman, MIG: "0=1g.10gb+me,2g.20gb", GDS: true, Peermem: true}},
+	{"rocky9-h100-gds-distro", "rocky9-h100-podman", choice.Want{GDS: true, Flavor: choice.FlavorProprietary}},
+	{"ubuntu2404-b200-nvlink5-containerd", "ubuntu2404-b200-nvlink5", choice.Want{ContainerToolkit: choice.EngineContainerd, MIG: "0=7g.180gb;1=off"}},
+	{"sles15-l4-docker", "sles15-l4-docker", choice.Want{ContainerToolkit: choice.EngineDocker}},
+	{"azurelinux3-a100-containerd", "azurelinux3-a100-containerd", choice.Want{ContainerToolkit: choice.EngineContainerd}},
+	{"ubuntu2204-a10-vgpu-token", "ubuntu2204-a10-vgpu", choice.Want{Runfile: gridDriver, License: token}},
+	{"ubuntu2204-a10-vgpu-other-driver", "ubuntu2204-a10-vgpu", choice.Want{Runfile: choice.Runfile{Name: "NVIDIA-Linux-x86_64-550.54.14.run", SHA256: strings.Repeat("ab", 32), Version: "550.54.14", Arch: "x86_64"}, License: token, Flavor: choice.FlavorOpen}},
 }
 
 // Files that a user would name, as the command line would describe them.
@@ -135,6 +155,8 @@ var (
 	sentDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: strings.Repeat("cd", 32), Version: "390.42", Arch: "x86_64"}
 	sentToolkit = choice.Runfile{Name: "cuda_9.1.85_387.26_linux", SHA256: strings.Repeat("ef", 32), Version: "9.1.85", Arch: "x86_64"}
 	aProxy      = choice.Proxy{Shown: "http://proxy.example:3128", SHA256: strings.Repeat("cd", 32)}
+	gridDriver  = choice.Runfile{Name: "NVIDIA-Linux-x86_64-550.54.14-grid.run", SHA256: strings.Repeat("ab", 32), Version: "550.54.14", Arch: "x86_64"}
+	token       = choice.Token{Name: "client_configuration_token_11-22-2026.tok", SHA256: strings.Repeat("45", 32)}
 	trustedKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "Debian Secure Boot CA", Signer: "Debian Secure Boot CA", KeyID: "6ccece7e4c6c0d1f6149f3dd27dfcc5cbb419ea1"}
 	strangeKey  = choice.Signing{KeySHA256: strings.Repeat("01", 32), CertSHA256: strings.Repeat("23", 32), Subject: "somebody's key", Signer: "somebody's key", KeyID: "0102030405060708090a0b0c0d0e0f1011121314"}
 )
@@ -325,6 +347,67 @@ func TestEveryDistributionHasAPlan(t *testing.T) {
 	}
 }
 
+// TestGoldensCoverEveryMethodTwice counts what the goldens plan for.
+func TestGoldensCoverEveryMethodTwice(t *testing.T) {
+	guests, seen := map[string]bool{}, map[string]int{}
+	for _, g := range goldens {
+		f := guestFacts(t, g.guest)
+		guests[g.guest] = true
+		p, err := build(f, g.want)
+		if err != nil {
+			seen["refused"]++
+			continue
+		}
+		c := p.Choice
+		older := func(version string) bool { b, err := catalog.BranchOf(version); return err == nil && b < c.Branch }
+		for what, is := range map[string]bool{
+			"plans":                              true,
+			"source " + c.Source:                 true,
+			"modules " + c.Modules:               true,
+			"flavor " + c.Flavor:                 true,
+			"package manager " + p.Distro.Family: true,
+			"arm64":                              f.Arch == "aarch64",
+			"Secure Boot on":                     f.Secure.State == "enabled",
+			"Secure Boot off":                    f.Secure.State != "enabled",
+			"signed modules":                     c.Signed,
+			"signing key":                        g.want.Signing.Given() && !c.Signed,
+			"installer sent":                     c.Runfile.SHA256 != "" && c.Runfile.URL == "",
+			"installer fetched":                  c.Runfile.URL != "",
+			"CUDA by packages":                   c.CUDA.Source == choice.SourceNVIDIA,
+			"CUDA by its installer":              c.CUDA.Source == choice.SourceRunfile,
+			"mirror":                             g.want.Mirror != "",
+			"kernel held":                        g.want.HoldKernel,
+			"module stream":                      c.Within.Stream != "",
+			"versions locked":                    len(c.Within.Names) > 0,
+			"pinned by a package":                len(c.Pin) > 0,
+			"upgrade from an older branch":       older(f.Driver.Next.Version) || older(f.Runfile.Version),
+			"switch of flavor":                   f.Driver.Next.License != "" && f.Driver.Next.License != c.License,
+			".run replaced by packages":          c.Replaces.Runfile != "",
+			"packages replaced by a .run":        len(c.Replaces.Packages) > 0,
+			"container toolkit":                  g.want.ContainerToolkit != "",
+			"MIG":                                len(c.MIG) > 0,
+		} {
+			if is {
+				seen[what]++
+			}
+		}
+	}
+	least := map[string]int{"plans": 60, "switch of flavor": 1, ".run replaced by packages": 1, "packages replaced by a .run": 1}
+	for _, what := range []string{
+		"plans", "refused", "source nvidia", "source distro", "source runfile", "modules dkms", "modules precompiled", "modules kmp", "flavor open", "flavor proprietary",
+		"package manager apt", "package manager dnf", "package manager zypper", "package manager tdnf", "arm64", "Secure Boot on", "Secure Boot off", "signed modules", "signing key",
+		"installer sent", "installer fetched", "CUDA by packages", "CUDA by its installer", "mirror", "kernel held", "module stream", "versions locked", "pinned by a package",
+		"upgrade from an older branch", "switch of flavor", ".run replaced by packages", "packages replaced by a .run", "container toolkit", "MIG",
+	} {
+		if want := cmp.Or(least[what], 2); seen[what] < want {
+			t.Errorf("%s: %d goldens, want %d", what, seen[what], want)
+		}
+	}
+	if len(guests) < 30 {
+		t.Errorf("%d guests", len(guests))
+	}
+}
+
 func TestTheSamePlanForTheSameGuest(t *testing.T) {
 	f := guestFacts(t, "debian12-gtx1050ti-nouveau")
 	var first []byte
@@ -441,8 +524,8 @@ func TestUninstallPassesShellcheck(t *testing.T) {
 func uninstallInput(t *testing.T) steps.Input {
 	t.Helper()
 	f := guestFacts(t, "ubuntu2204-t4-runfile-oldkey")
-	f.State = facts.State{Before: true, Added: []string{"dkms", "cuda-toolkit-12-8"}, Changed: []facts.Changed{{Name: "gcc", Was: "12"}}, Kept: []string{"/etc/a"},
-		Absent: []string{"/etc/b"}, Held: []string{"linux-image-generic"}, Runfile: "525.147.05", Toolkits: []string{"12.8", "9.1"}, CUDALink: "-",
+	f.State = facts.State{Before: true, Added: []string{"dkms", "cuda-toolkit-12-8"}, Changed: []facts.Changed{{Name: "gcc", Was: "12"}}, Kept: []string{"/etc/a", "/etc/docker/daemon.json"},
+		Absent: []string{"/etc/b", "/usr/local/lib/gpuguest/mig.layout"}, Held: []string{"linux-image-generic"}, Runfile: "525.147.05", Toolkits: []string{"12.8", "9.1"}, CUDALink: "-",
 		SigningKey: true, Accounts: []string{"nvidia-persistenced"}, Services: []string{"systemd", "upstart", "sysv"}}
 	in, err := Bare(f, choice.Want{})
 	if err != nil {
