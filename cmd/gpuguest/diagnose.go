@@ -28,6 +28,16 @@ import (
 type guestLog struct {
 	name, script string
 	now          bool // it tells of this boot and of nothing before
+	past         bool // it tells of an earlier boot, whose kernel said what this one need not say
+}
+
+// lastJob is sh that prints the log of the last step that changed something, if the boot in which it began compares
+// so with the present one.
+func lastJob(compares string) string {
+	return `f=$(ls -t "$R"/var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -n "$f" ] || exit 0
+is=$(cat "${GPUGUEST_BOOT_ID:-/proc/sys/kernel/random/boot_id}"); was=$(cat "${f%/log}/boot" 2>/dev/null) || was=$is
+[ "$was" ` + compares + ` "$is" ] || exit 0
+tail -c 4000000 "$f"`
 }
 
 // changing are the commands of dnf and zypper of which a failure counts. What only asks, or is run by a timer, comes
@@ -46,23 +56,24 @@ END { if (did) { from = began + !began; to = NR } for (i = from; from && i <= to
 }
 
 var guestLogs = []guestLog{
-	{"kernel log", `dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null || true`, true},
-	{"nvidia-smi", `command -v nvidia-smi >/dev/null 2>&1 || exit 0; timeout 60 nvidia-smi 2>&1 || true`, true},
-	{"persistence daemon", `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`, true},
-	{"fabric manager", `journalctl -u nvidia-fabricmanager -b -q --no-pager -n 200 2>/dev/null || true`, true},
+	{name: "kernel log", script: `dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null || true`, now: true},
+	{name: "nvidia-smi", script: `command -v nvidia-smi >/dev/null 2>&1 || exit 0; timeout 60 nvidia-smi 2>&1 || true`, now: true},
+	{name: "persistence daemon", script: `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`, now: true},
+	{name: "fabric manager", script: `journalctl -u nvidia-fabricmanager -b -q --no-pager -n 200 2>/dev/null || true`, now: true},
 	// Its own file tells what the journal does not once it has started (NVIDIA fabric manager user guide, LOG_FILE_NAME).
-	{"fabricmanager.log", `[ ! -e "$R/var/log/fabricmanager.log" ] || tail -n 200 "$R/var/log/fabricmanager.log"`, false},
-	{"dkms make.log", `for f in "$R"/var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`, false},
-	{"apt's log", `f=$R/var/log/apt/term.log; [ -e "$f" ] || exit 0; n=$(grep -n '^Log started:' "$f" | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" "$f" | tail -c 4000000`, false},
+	{name: "fabricmanager.log", script: `[ ! -e "$R/var/log/fabricmanager.log" ] || tail -n 200 "$R/var/log/fabricmanager.log"`},
+	{name: "dkms make.log", script: `for f in "$R"/var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`},
+	{name: "apt's log", script: `f=$R/var/log/apt/term.log; [ -e "$f" ] || exit 0; n=$(grep -n '^Log started:' "$f" | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" "$f" | tail -c 4000000`},
 	// dnf 4 and what rpm told it, which stands in a file of its own; dnf 5. yum 3 keeps no failure in a log.
-	{"dnf.log", lastRun("/var/log/dnf.log", "--- logging initialized ---", `/ Command: / && /`+changing+`/`), false},
-	{"dnf.rpm.log", lastRun("/var/log/dnf.rpm.log", "--- logging initialized ---", `!/ logging initialized ---/`), false},
-	{"dnf5.log", lastRun("/var/log/dnf5.log", "DNF5 launched with arguments: ", `/DNF5 launched with arguments: / && /`+changing+`/`), false},
-	{"zypper.log", lastRun("/var/log/zypper.log", "===== Hi, me zypper", `/===== .zypper. / && /`+changing+`/`), false},
-	{"zypp's history", lastRun("/var/log/zypp/history", "|command|", `/[|]command[|]/ && /`+changing+`/`), false},
-	{"nvidia-installer.log", `[ ! -e "$R/var/log/nvidia-installer.log" ] || tail -c 4000000 "$R/var/log/nvidia-installer.log"`, false},
-	{"cuda-installer.log", `[ ! -e "$R/var/log/cuda-installer.log" ] || tail -c 4000000 "$R/var/log/cuda-installer.log"`, false},
-	{"gpuguest's last job", `f=$(ls -t "$R"/var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -z "$f" ] || tail -c 4000000 "$f"`, false},
+	{name: "dnf.log", script: lastRun("/var/log/dnf.log", "--- logging initialized ---", `/ Command: / && /`+changing+`/`)},
+	{name: "dnf.rpm.log", script: lastRun("/var/log/dnf.rpm.log", "--- logging initialized ---", `!/ logging initialized ---/`)},
+	{name: "dnf5.log", script: lastRun("/var/log/dnf5.log", "DNF5 launched with arguments: ", `/DNF5 launched with arguments: / && /`+changing+`/`)},
+	{name: "zypper.log", script: lastRun("/var/log/zypper.log", "===== Hi, me zypper", `/===== .zypper. / && /`+changing+`/`)},
+	{name: "zypp's history", script: lastRun("/var/log/zypp/history", "|command|", `/[|]command[|]/ && /`+changing+`/`)},
+	{name: "nvidia-installer.log", script: `[ ! -e "$R/var/log/nvidia-installer.log" ] || tail -c 4000000 "$R/var/log/nvidia-installer.log"`},
+	{name: "cuda-installer.log", script: `[ ! -e "$R/var/log/cuda-installer.log" ] || tail -c 4000000 "$R/var/log/cuda-installer.log"`},
+	{name: "gpuguest's last job", script: lastJob("=")},
+	{name: "gpuguest's last job, before the boot", script: lastJob("!="), past: true},
 }
 
 func newDiagnose(a *app) *cobra.Command {
@@ -220,7 +231,13 @@ func readGuestLog(ctx context.Context, conn *guest.Conn, l guestLog) ([]diagnosi
 	if err != nil {
 		return nil, err
 	}
-	return diagnosis.Read(l.name, bytes.NewReader(res.Stdout))
+	found, err := diagnosis.Read(l.name, bytes.NewReader(res.Stdout))
+	for i := range found {
+		if l.past {
+			found[i].Past, found[i].Severity = true, diagnosis.Info
+		}
+	}
+	return found, err
 }
 
 // lookNow is a diagnosis of the boot at hand alone: what an old log tells of stays there for ever.

@@ -156,3 +156,22 @@ func TestEachStoryIsDiagnosedOverSSH(t *testing.T) {
 		})
 	}
 }
+
+// What the kernel said to a step in an earlier boot stays in that step's log for ever: once the guest has booted, it
+// is past.
+func TestTheLastJobOfAnEarlierBootIsPast(t *testing.T) {
+	t.Parallel()
+	const job = "var/lib/gpuguest/jobs/module-0123456789ab/1/"
+	other := "nvidia: version magic '6.1.0-50-amd64 SMP preempt mod_unload modversions ' should be '6.1.0-56-amd64 SMP preempt mod_unload modversions '\n"
+	for boot, want := range map[string][]string{"": {"vermagic"}, "11111111-2222-3333-4444-555555555555\n": {}} {
+		g := quietGuest(t)
+		files := map[string]string{job + "log": other}
+		if boot != "" {
+			files[job+"boot"] = boot
+		}
+		g.write(t, files)
+		if got := g.diagnosed(t); !slices.Equal(got, want) {
+			t.Errorf("boot %q: %v, want %v", boot, got, want)
+		}
+	}
+}

@@ -189,8 +189,9 @@ func (u *ui) tell(e engine.Event) {
 		u.step, u.line, u.since = "waiting for "+u.host+" to boot", "", time.Now()
 		u.draw()
 	case engine.Rebooted:
-		u.say("booted, %s", report.Seconds(time.Since(u.since).Seconds()))
-		u.since = time.Time{}
+		took := time.Since(u.since)
+		u.step, u.line, u.since = "looking at "+u.host, "", time.Time{}
+		u.say("booted, %s", report.Seconds(took.Seconds()))
 	case engine.Reconnecting:
 		u.say("%s; dialling again", printable(e.Text))
 	case engine.Notice:

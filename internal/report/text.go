@@ -56,7 +56,7 @@ func one(w io.Writer, g Guest) {
 		if c := g.CUDA(); c != "" {
 			fmt.Fprintf(w, ", CUDA %s", c)
 		}
-		fmt.Fprintf(w, ", %s, %d commands over %s in %s\n", Count(g.Reboots, "reboot"), g.Execs, Count(g.Connections, "connection"), Seconds(g.Seconds))
+		fmt.Fprintf(w, ", %s, %s over %s in %s\n", Count(g.Reboots, "reboot"), Count(g.Execs, "command"), Count(g.Connections, "connection"), Seconds(g.Seconds))
 	}
 }
 
