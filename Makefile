@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-browser test-container test-real test-vm test-slurm test-packer lint bench deps clean
+.PHONY: build demo test test-fast test-browser test-container test-real test-vm test-vm-more test-slurm test-packer lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -19,7 +19,7 @@ deps: build ## what the lab, the linters and the benchmarks need on this machine
 demo: deps ## the main job, whole: build a guest with a pretend GPU, install the driver in it over SSH, show the proof
 	bin/guestlab run -- sh testdata/lab/demo.sh
 
-test: lint test-fast test-browser test-container test-slurm test-packer ## every tier but the virtual machines' and the GPU's
+test: lint test-fast test-browser test-container test-slurm test-packer test-vm ## every tier but the GPU's, less what test-real and test-vm-more take hours for
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
@@ -43,10 +43,15 @@ test-packer: ## the template of docs/ in a real Packer
 	@command -v packer >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends packer; }
 	GPUGUEST_PACKER=1 $(GO) test -count=1 -run '^TestPacker$$' ./cmd/gpuguest
 
-# Not yet part of "make test": it takes half an hour more, and the tests of diagnosis have not been seen to
-# their end.
+# The main job there and back, the power cuts, and NVIDIA's real module.
+MAINVM := ^(TestVMInstallAndBack|TestVMPowerCut|TestVMRealDriver)$$
+
 test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU
-	GPUGUEST_LAB=1 $(GO) test -count=1 -parallel 2 -timeout 80m -run '^TestVM' ./cmd/gpuguest
+	GPUGUEST_LAB=1 $(GO) test -count=1 -v -parallel 2 -timeout 80m -run '$(MAINVM)' ./cmd/gpuguest
+
+# Not part of "make test": under emulation they take an hour of two cores more.
+test-vm-more: deps ## verdicts and remedies, upgrades, smoke checks and the host's arguments in QEMU
+	GPUGUEST_LAB=1 $(GO) test -count=1 -v -parallel 2 -timeout 3h -run '^TestVM' -skip '$(MAINVM)' ./cmd/gpuguest ./internal/hypervisor
 
 lint: deps
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "gofmt these"; exit 1; }

@@ -59,7 +59,8 @@ func bootVM(t *testing.T, spec lab.Spec, boot lab.BootSpec) *vmGuest {
 	vmTier(t)
 	// Emulated guests mostly keep one processor busy each: two side by side take little longer than one.
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	// With an empty cache NVIDIA's modules are built first, while another guest has the second processor.
+	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Minute)
 	defer cancel()
 	image, err := lab.Build(ctx, spec)
 	if err != nil {
@@ -157,7 +158,8 @@ func (g *vmGuest) mirror() []string {
 // shell runs a command in the guest for an assertion.
 func (g *vmGuest) shell(command string) string {
 	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.t.Context(), 2*time.Minute)
+	// A package takes an emulated guest minutes.
+	ctx, cancel := context.WithTimeout(g.t.Context(), 15*time.Minute)
 	defer cancel()
 	out, code, err := g.vm.Run(ctx, command)
 	if err != nil {
