@@ -12,6 +12,7 @@ import (
 // built Debian's own driver (TestRealDriver), the most that was written at once below each directory, in MiB:
 //
 //	                        /usr  /var  together  afterwards /usr  /var
+//	Debian 11, 470.256.02    407   614      1026              407   336
 //	Debian 12, 535.309.01    525   816      1274              524   405
 //
 // /usr is compiler, headers, sources and the driver's libraries, /var is package lists, downloaded packages and the

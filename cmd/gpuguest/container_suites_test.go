@@ -12,19 +12,20 @@ func testSuites(t *testing.T, w *world) {
 	t.Parallel()
 	for _, c := range []struct {
 		suite, device string
+		layers        []layer
 		want          func(g *testGuest) []string // how it is installed; nil: from NVIDIA's repository
 	}{
 		// NVIDIA's repository for Debian 13 begins after the last branch for a Pascal.
 		{suite: "trixie", device: "10de:1eb8"},
 		// Debian 11 gets nothing new there. A Kepler needs branch 470.
-		{suite: "bullseye", device: "10de:102d", want: func(g *testGuest) []string {
+		{suite: "bullseye", device: "10de:102d", layers: []layer{lists, headers}, want: func(g *testGuest) []string {
 			file, _ := write(t, "NVIDIA-Linux-x86_64-470.256.02.run", driverRunfile(t, "470.256.02", "x86_64", ""))
 			return slices.Concat([]string{"install"}, g.reach("root"), []string{"--no-gpu", "--device", g.device, "--runfile", file})
 		}},
 	} {
 		t.Run(c.suite, func(t *testing.T) {
 			t.Parallel()
-			g := w.start(t, w.root(t, c.suite), lab.ContainerSpec{})
+			g := w.start(t, w.root(t, c.suite, c.layers...), lab.ContainerSpec{})
 			g.device = c.device
 			install := g.install()
 			if c.want != nil {
