@@ -103,7 +103,7 @@ echo 'STUB_INIT=802' >>/etc/environment`)
 	}
 	r := w.must(t, exitVerify, verify...)
 	g.sameByUnit(t, r.out)
-	if !strings.Contains(r.out, `"code":802`) {
+	if !strings.Contains(r.out, `"code": 802`) {
 		t.Errorf("not the error that was made: %s", r)
 	}
 	if s := w.must(t, exitDone, slices.Concat([]string{"status"}, g.reach("root"))...); !strings.Contains(s.out, "verified") {

@@ -33,7 +33,7 @@ With --with, NVIDIA's own programs are run as well, from wherever the guest has 
 --install-unit is the one exception: it leaves gpuguest-verify.service in the guest, and one script that it runs.
 At the next boot, once, they make the same checks without gpuguest and write what --json prints to
 /var/lib/gpuguest/verify.json. With --no-gpu, for an image, the checks are about the GPUs that are there at
-that boot. uninstall takes the unit back.`,
+that boot, and the CUDA probe is built now. uninstall takes the unit back.`,
 		Example: `  gpuguest verify --host vm:5022
   gpuguest verify --host vm --json
   gpuguest verify --host vm --with deviceQuery,nvbandwidth

@@ -81,6 +81,7 @@ func TestTheUnitWritesWhatVerifyPrints(t *testing.T) {
 		"nasty output":   {says("one", "first", nasty, "0", "")},
 		"a failure":      {says("one", "first", "fine", "0", ""), says("two", "second", "it's broken\na second line", "1", "reboot it, \"now\"\\"), says("three", "third", "never told", "0", "")},
 		"nasty failure":  {says("one", "first", nasty, "3", "")},
+		"known failure":  {says("one", "first", "GPU 0: cuInit returned 802 (CUDA_ERROR_SYSTEM_NOT_READY)\nthat is all", "1", "read the log")},
 		"silent failure": {says("one", "first", "", "1", "")},
 	} {
 		l := newLab(t)

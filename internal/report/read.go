@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/engine"
 	"gpuguest/steps"
 )
@@ -82,8 +83,8 @@ func decode(raw json.RawMessage) ([]Guest, error) {
 	return found, nil
 }
 
-// digest reads what the checks of a guest's own unit printed for programs, as verify reads it. What the unit's shell
-// did not see fails the result after all.
+// digest reads what the checks of a guest's own unit printed for programs, as verify reads it, and diagnoses its
+// failure. What the unit's shell did not see fails the result after all.
 func digest(g *Guest) {
 	g.Raw = false
 	for i := range g.Steps {
@@ -105,14 +106,23 @@ func digest(g *Guest) {
 		if why != "" && !strings.Contains(s.Detail, why) {
 			s.Detail = strings.TrimSpace(s.Detail + "\n" + why)
 		}
-		if why == "" || s.State == engine.Failed {
-			continue
+		if why != "" {
+			s.State = engine.Failed
 		}
-		s.State = engine.Failed
-		if g.OK() {
-			g.Result, g.Exit = "failed", 5
-			g.Error = &engine.Problem{Message: string(s.ID) + ": " + s.Detail, Step: s.ID}
-		}
+	}
+	at := slices.IndexFunc(g.Steps, func(s engine.StepReport) bool { return s.State == engine.Failed })
+	if at < 0 {
+		return
+	}
+	s := g.Steps[at]
+	if g.Error == nil {
+		g.Error = &engine.Problem{}
+	}
+	g.Result, g.Exit = "failed", 5
+	g.Error.Step, g.Error.Message = s.ID, string(s.ID)+": "+s.Detail
+	// What the catalogue knows of it is more than the step's own hint, as in every run.
+	if v, known := diagnosis.Cause(s.Detail); known {
+		g.Error.Hint, g.Error.Verdict = v.Hint(), &v
 	}
 }
 
