@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // A Masker takes out of text what identifies a machine or a person and what opens doors: serial numbers, UUIDs,
@@ -51,47 +52,49 @@ var digit = regexp.MustCompile(`[0-9]`)
 
 // rules are applied in this order, line by line. Their patterns are made of: RFC 3986 (userinfo), RFC 9110
 // (Authorization), RFC 7519 (JWT), apt_auth.conf(5), nvidia-smi -q, lspci -vv, sshd(8), and the token formats that
-// GitHub, GitLab, AWS, NGC and Ubuntu Pro document.
-var rules = []rule{
-	{kind: "credentials", hints: []string{"://"}, re: regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://([^/\s"'<>\[\]]+)@`)},
-	{kind: "credentials", hints: []string{"-u", "--user", "--proxy-user"}, re: regexp.MustCompile(`(?:\s-u|--user|--proxy-user)[ =]?([^\s:=/"'-][^\s:=/"']*:[^\s"']+)`)},
-	{kind: "secret", hints: []string{"authorization", "x-api-key", "x-auth-token", "cookie"}, re: regexp.MustCompile(`(?i)\b(?:proxy-)?(?:authorization|x-api-key|x-auth-token|(?:set-)?cookie)\b["']?\s*[:=]\s*["']?([^\s"'][^"'\r\n]*)`)},
-	{kind: "secret", hints: []string{"machine "}, re: regexp.MustCompile(`(?i)\bmachine\s+\S+.*?\blogin\s+(\S+)`)},
-	{kind: "secret", hints: []string{"machine "}, re: regexp.MustCompile(`(?i)\bmachine\s+\S+.*?\bpassword\s+(\S+)`)},
-	{kind: "secret", hints: []string{"bearer"}, re: regexp.MustCompile(`(?i)\bbearer\s+([A-Za-z0-9._~+/=-]{8,})`)},
-	{kind: "secret", hints: []string{"eyj"}, re: regexp.MustCompile(`\b(eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?)`)},
-	{kind: "secret", hints: []string{"akia", "asia", "gh", "glpat-", "xox", "nvapi-", "sk-", "aiza"},
-		re: regexp.MustCompile(`\b((?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|nvapi-[A-Za-z0-9_-]{16,}|sk-[A-Za-z0-9_-]{20,}|AIza[A-Za-z0-9_-]{30,})`)},
-	{kind: "secret", hints: []string{"c1"}, re: regexp.MustCompile(`\b(C1[1-9A-HJ-NP-Za-km-z]{22,})\b`)},
-	{kind: "secret", hints: []string{"="}, re: regexp.MustCompile(`(?i)[?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|token|key|auth|access_token|password)=([^&\s"'<>]+)`)},
-	{kind: "secret", hints: []string{"pass", "secret", "token", "key", "credential"},
-		re: regexp.MustCompile(`(?i)[\w.-]*(?:password|passwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|license[_-]?key|activation[_-]?key|credential)[\w.-]*["']?\s*[:=]\s*("[^"]*"|'[^']*'|[^\s,;&"'<>]+)`),
-		spare: func(v string) bool {
-			return slices.Contains([]string{"amd64", "arm64", "i386", "all", "any", "noarch", "Deactivated", `""`, "''"}, v)
-		}},
-	{kind: "secret", hints: []string{"password ", "login ", "passwd "}, re: regexp.MustCompile(`(?i)\b(?:password|passwd)\s+([^\s:,()]{4,})\s*$`)},
-	{kind: "subscription", hints: []string{"org"}, re: regexp.MustCompile(`(?i)\borg(?:anization)?[ _-]?(?:id|key|name)?["']?\s*[:=]\s*["']?([\w-]{3,})`)},
-	{kind: "ssh-key", hints: []string{" aaaa"}, re: regexp.MustCompile(`\b[\w@.-]+ (AAAA[A-Za-z0-9+/=]{16,})`)},
-	{kind: "ssh-key", hints: []string{"sha256:"}, re: regexp.MustCompile(`\bSHA256:([A-Za-z0-9+/]{43}=?)`)},
-	{kind: "ssh-key", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}:){15}[0-9a-f]{2})\b`)},
-	{kind: "mac", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}:){5,19}[0-9a-f]{2})\b`)},
-	{kind: "mac", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{4}:){3}[0-9a-f]{4})\b`), spare: isDevice},
-	{kind: "mac", hints: []string{"-"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}-){5,7}[0-9a-f]{2})\b`)},
-	{kind: "uuid", hints: []string{"-"}, re: regexp.MustCompile(`(?i)\b([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\b`)},
-	{kind: "id", re: regexp.MustCompile(`\b([0-9a-f]{32})\b`)},
-	{kind: "serial", hints: []string{"serial", "s/n", "asset", "pdi", "guid", "host id", "host_id", "uuid"},
-		re:    regexp.MustCompile(`(?i)(?:\bid_serial(?:_short)?|\bserial(?:[ _-]?(?:number|no|num))?|\bs/n|\basset[ _-]?tag|\bpdi|\bguid|\bhost[ _]id|\bclusteruuid)["']?\s*[:=#]\s*["']?([^\s"',<>\[\]]{3,})`),
-		spare: func(v string) bool { return !digit.MatchString(v) || strings.HasPrefix(v, "8250") || v == "0x0" }},
-	{kind: "serial", hints: []string{"serial"}, re: regexp.MustCompile(`(?i)\bserial number\s+([0-9a-f][0-9a-f:-]{5,})`)},
-	{kind: "serial", hints: []string{"<"}, re: regexp.MustCompile(`(?i)<(?:serial|uuid|gpu_pdi|chassis_serial_number|host_id|gpu_fabric_guid|clusteruuid)>([^<\[]{3,})<`), spare: func(v string) bool { return !digit.MatchString(v) }},
-	{kind: "user", hints: []string{"/home/"}, re: regexp.MustCompile(`/home/([^/\s:;"',)\]]+)`)},
-	{kind: "user", hints: []string{"requested-by"}, re: regexp.MustCompile(`(?i)\brequested-by:\s*(\S+)`)},
-	{kind: "user", hints: []string{"user"}, re: regexp.MustCompile(`\b(?:SUDO_)?USER=([^\s;"']+)`), spare: isRoot},
-	{kind: "user", hints: []string{"logname="}, re: regexp.MustCompile(`\bLOGNAME=([^\s;"']+)`), spare: isRoot},
-	{kind: "user", hints: []string{"for user ", "of user "}, re: regexp.MustCompile(`\b(?:for|of) user ([A-Za-z_][\w-]*)`), spare: isRoot},
-	{kind: "user", hints: []string{"(uid="}, re: regexp.MustCompile(`\bby ([A-Za-z_][\w-]*)\(uid=`), spare: isRoot},
-	{kind: "mail", hints: []string{"@"}, re: regexp.MustCompile(`\b([A-Za-z0-9][\w.+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)\b`), spare: isUnit},
-}
+// GitHub, GitLab, AWS, NGC and Ubuntu Pro document. They are compiled when a bundle is made and not at every start.
+var rules = sync.OnceValue(func() []rule {
+	return []rule{
+		{kind: "credentials", hints: []string{"://"}, re: regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://([^/\s"'<>\[\]]+)@`)},
+		{kind: "credentials", hints: []string{"-u", "--user", "--proxy-user"}, re: regexp.MustCompile(`(?:\s-u|--user|--proxy-user)[ =]?([^\s:=/"'-][^\s:=/"']*:[^\s"']+)`)},
+		{kind: "secret", hints: []string{"authorization", "x-api-key", "x-auth-token", "cookie"}, re: regexp.MustCompile(`(?i)\b(?:proxy-)?(?:authorization|x-api-key|x-auth-token|(?:set-)?cookie)\b["']?\s*[:=]\s*["']?([^\s"'][^"'\r\n]*)`)},
+		{kind: "secret", hints: []string{"machine "}, re: regexp.MustCompile(`(?i)\bmachine\s+\S+.*?\blogin\s+(\S+)`)},
+		{kind: "secret", hints: []string{"machine "}, re: regexp.MustCompile(`(?i)\bmachine\s+\S+.*?\bpassword\s+(\S+)`)},
+		{kind: "secret", hints: []string{"bearer"}, re: regexp.MustCompile(`(?i)\bbearer\s+([A-Za-z0-9._~+/=-]{8,})`)},
+		{kind: "secret", hints: []string{"eyj"}, re: regexp.MustCompile(`\b(eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?)`)},
+		{kind: "secret", hints: []string{"akia", "asia", "gh", "glpat-", "xox", "nvapi-", "sk-", "aiza"},
+			re: regexp.MustCompile(`\b((?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abprs]-[A-Za-z0-9-]{10,}|nvapi-[A-Za-z0-9_-]{16,}|sk-[A-Za-z0-9_-]{20,}|AIza[A-Za-z0-9_-]{30,})`)},
+		{kind: "secret", hints: []string{"c1"}, re: regexp.MustCompile(`\b(C1[1-9A-HJ-NP-Za-km-z]{22,})\b`)},
+		{kind: "secret", hints: []string{"="}, re: regexp.MustCompile(`(?i)[?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|token|key|auth|access_token|password)=([^&\s"'<>]+)`)},
+		{kind: "secret", hints: []string{"pass", "secret", "token", "key", "credential"},
+			re: regexp.MustCompile(`(?i)[\w.-]*(?:password|passwd|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|license[_-]?key|activation[_-]?key|credential)[\w.-]*["']?\s*[:=]\s*("[^"]*"|'[^']*'|[^\s,;&"'<>]+)`),
+			spare: func(v string) bool {
+				return slices.Contains([]string{"amd64", "arm64", "i386", "all", "any", "noarch", "Deactivated", `""`, "''"}, v)
+			}},
+		{kind: "secret", hints: []string{"password ", "login ", "passwd "}, re: regexp.MustCompile(`(?i)\b(?:password|passwd)\s+([^\s:,()]{4,})\s*$`)},
+		{kind: "subscription", hints: []string{"org"}, re: regexp.MustCompile(`(?i)\borg(?:anization)?[ _-]?(?:id|key|name)?["']?\s*[:=]\s*["']?([\w-]{3,})`)},
+		{kind: "ssh-key", hints: []string{" aaaa"}, re: regexp.MustCompile(`\b[\w@.-]+ (AAAA[A-Za-z0-9+/=]{16,})`)},
+		{kind: "ssh-key", hints: []string{"sha256:"}, re: regexp.MustCompile(`\bSHA256:([A-Za-z0-9+/]{43}=?)`)},
+		{kind: "ssh-key", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}:){15}[0-9a-f]{2})\b`)},
+		{kind: "mac", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}:){5,19}[0-9a-f]{2})\b`)},
+		{kind: "mac", hints: []string{":"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{4}:){3}[0-9a-f]{4})\b`), spare: isDevice},
+		{kind: "mac", hints: []string{"-"}, re: regexp.MustCompile(`(?i)\b((?:[0-9a-f]{2}-){5,7}[0-9a-f]{2})\b`)},
+		{kind: "uuid", hints: []string{"-"}, re: regexp.MustCompile(`(?i)\b([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\b`)},
+		{kind: "id", re: regexp.MustCompile(`\b([0-9a-f]{32})\b`)},
+		{kind: "serial", hints: []string{"serial", "s/n", "asset", "pdi", "guid", "host id", "host_id", "uuid"},
+			re:    regexp.MustCompile(`(?i)(?:\bid_serial(?:_short)?|\bserial(?:[ _-]?(?:number|no|num))?|\bs/n|\basset[ _-]?tag|\bpdi|\bguid|\bhost[ _]id|\bclusteruuid)["']?\s*[:=#]\s*["']?([^\s"',<>\[\]]{3,})`),
+			spare: func(v string) bool { return !digit.MatchString(v) || strings.HasPrefix(v, "8250") || v == "0x0" }},
+		{kind: "serial", hints: []string{"serial"}, re: regexp.MustCompile(`(?i)\bserial number\s+([0-9a-f][0-9a-f:-]{5,})`)},
+		{kind: "serial", hints: []string{"<"}, re: regexp.MustCompile(`(?i)<(?:serial|uuid|gpu_pdi|chassis_serial_number|host_id|gpu_fabric_guid|clusteruuid)>([^<\[]{3,})<`), spare: func(v string) bool { return !digit.MatchString(v) }},
+		{kind: "user", hints: []string{"/home/"}, re: regexp.MustCompile(`/home/([^/\s:;"',)\]]+)`)},
+		{kind: "user", hints: []string{"requested-by"}, re: regexp.MustCompile(`(?i)\brequested-by:\s*(\S+)`)},
+		{kind: "user", hints: []string{"user"}, re: regexp.MustCompile(`\b(?:SUDO_)?USER=([^\s;"']+)`), spare: isRoot},
+		{kind: "user", hints: []string{"logname="}, re: regexp.MustCompile(`\bLOGNAME=([^\s;"']+)`), spare: isRoot},
+		{kind: "user", hints: []string{"for user ", "of user "}, re: regexp.MustCompile(`\b(?:for|of) user ([A-Za-z_][\w-]*)`), spare: isRoot},
+		{kind: "user", hints: []string{"(uid="}, re: regexp.MustCompile(`\bby ([A-Za-z_][\w-]*)\(uid=`), spare: isRoot},
+		{kind: "mail", hints: []string{"@"}, re: regexp.MustCompile(`\b([A-Za-z0-9][\w.+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)\b`), spare: isUnit},
+	}
+})
 
 func isRoot(v string) bool { return v == "root" }
 
@@ -153,7 +156,7 @@ func (m *Masker) File(text []byte) []byte {
 
 func (m *Masker) line(l string) string {
 	lower := strings.ToLower(l)
-	for _, r := range rules {
+	for _, r := range rules() {
 		if r.hints != nil && !slices.ContainsFunc(r.hints, func(h string) bool { return strings.Contains(lower, h) }) {
 			continue
 		}

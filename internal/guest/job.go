@@ -91,14 +91,19 @@ func (e *JobError) Hint() string {
 
 const maxTail = 16 << 10
 
-var jobName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$`)
+var jobName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
+// maxJobName is the longest name of a job, in bytes. A pattern that counts them would be compiled at every start.
+const maxJobName = 80
+
+func isJobName(s string) bool { return len(s) <= maxJobName && jobName.MatchString(s) }
 
 // RunJob starts a new attempt of the job, or goes on with one that still runs, and copies the log to out
 // until the job ends. It is one exec. With spec.At of an earlier *JobError it never starts the work again,
 // even when that attempt has ended meanwhile. Errors while it runs are *JobError; ErrJobStart means that
 // nothing was started.
 func (c *Conn) RunJob(ctx context.Context, spec JobSpec, out io.Writer) (JobResult, error) {
-	if !jobName.MatchString(spec.Name) {
+	if !isJobName(spec.Name) {
 		return JobResult{}, &Error{Kind: ErrJobStart, Host: c.host, Msg: fmt.Sprintf("%q is no job name", spec.Name)}
 	}
 	if strings.ContainsRune(spec.Script, 0) {
@@ -128,7 +133,7 @@ type followed struct {
 // FollowJob copies the log of a job already started to out, from at.Offset of attempt at.Attempt (0: the
 // last one) until the job ends. A job that the guest does not know gives the state Absent.
 func (c *Conn) FollowJob(ctx context.Context, name string, at JobPosition, out io.Writer) (JobResult, error) {
-	if !jobName.MatchString(name) {
+	if !isJobName(name) {
 		return JobResult{State: Absent}, nil
 	}
 	return c.followJob(ctx, JobSpec{Name: name, At: at}, out)

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -145,8 +144,6 @@ rm -f "$part" "${part%-*}"-*
 stamp "$path" "$sha" "$key"
 `
 
-var hexSHA256 = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
 // Put makes the guest have the file. It is there completely or not at all, whatever interrupts; an
 // interrupted Put goes on with what had arrived, block by block, each checked by its SHA-256. A login user
 // who is not root uploads to a directory of its own, and root moves the file from there.
@@ -210,7 +207,7 @@ func (c *Conn) planPut(ctx context.Context, f File) (*put, error) {
 		}
 		f.SHA256 = sum
 	}
-	if !hexSHA256.MatchString(f.SHA256) {
+	if len(f.SHA256) != 2*sha256.Size || strings.Trim(f.SHA256, "0123456789abcdef") != "" {
 		return nil, fmt.Errorf("%s: put %s: %q is no SHA-256", c.host, f.Path, f.SHA256)
 	}
 	if f.Mode == 0 {
