@@ -57,9 +57,6 @@ func (m *methods) add(c *cobra.Command, w *choice.Want) {
 func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (closeFiles func() error, err error) {
 	made := folder("")
 	closeFiles = func() error { return made.remove() }
-	if err := m.useBundle(of, w, files); err != nil {
-		return closeFiles, err
-	}
 	if m.proxy == "" && m.bundle == "" && !m.noProxy {
 		m.proxy = os.Getenv(proxyVariable)
 	}
@@ -79,6 +76,9 @@ func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (c
 		w.Source = choice.SourceRunfile
 	}
 	if w.CUDARunfile, err = of.installer("--cuda-runfile", m.cudaRunfile, m.cudaRunfileSHA256, catalog.ToolkitRunfiles(), files); err != nil {
+		return closeFiles, err
+	}
+	if err := m.useBundle(of, w, files); err != nil {
 		return closeFiles, err
 	}
 	switch {
