@@ -133,7 +133,8 @@ func TestBundleCompletesTheWishAndGoesWithNoOtherSource(t *testing.T) {
 	files := map[string]string{}
 	w := choice.Want{Flavor: "proprietary"}
 	m := methods{bundle: file, bundleSHA256: strings.ToUpper(sumOf(b.String()))}
-	if err := m.useBundle(nil, &w, files); err != nil {
+	closeFiles, err := m.settle(nil, &w, files)
+	if err := errors.Join(err, closeFiles()); err != nil {
 		t.Fatal(err)
 	}
 	if w.Driver != "580" || w.Flavor != "proprietary" || w.Source != "runfile" || w.CUDA != "12.8" || w.Runfile.Version != "580.95.05" ||

@@ -64,9 +64,6 @@ func (m *methods) add(c *cobra.Command, w *choice.Want) {
 func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (closeFiles func() error, err error) {
 	made := folder("")
 	closeFiles = func() error { return made.remove() }
-	if err := m.useBundle(of, w, files); err != nil {
-		return closeFiles, err
-	}
 	if m.proxy == "" && m.bundle == "" && !m.noProxy {
 		m.proxy = os.Getenv(proxyVariable)
 	}
@@ -98,6 +95,9 @@ func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (c
 		}
 		w.License = choice.Token{Name: filepath.Base(m.token), SHA256: sum}
 		files[sum] = m.token
+	}
+	if err := m.useBundle(of, w, files); err != nil {
+		return closeFiles, err
 	}
 	switch {
 	case m.key == "" && m.cert == "":
