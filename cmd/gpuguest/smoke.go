@@ -183,13 +183,19 @@ func (s smoke) spec(ctx context.Context, a *app) (oven.Spec, error) {
 	if err != nil {
 		return spec, fmt.Errorf("--vfio: %w", err)
 	}
+	spec.Args = append(spec.Args, withoutMachine(words)...)
+	return spec, nil
+}
+
+// withoutMachine takes the machine from options and their values: the oven has chosen it already, and on what it runs.
+func withoutMachine(words []string) []string {
+	var kept []string
 	for i := 0; i+1 < len(words); i += 2 {
-		// The oven has chosen the machine already, and on what it runs.
 		if words[i] != "-machine" {
-			spec.Args = append(spec.Args, words[i], words[i+1])
+			kept = append(kept, words[i], words[i+1])
 		}
 	}
-	return spec, nil
+	return kept
 }
 
 // bootStep is the step of a report that says that an image did not boot.

@@ -18,6 +18,7 @@ type Console struct {
 	mu   sync.Mutex
 	text []byte
 	said int64 // bytes in all
+	old  int64 // of which of an earlier boot
 }
 
 // Write adds to the console. It never fails.
@@ -52,6 +53,14 @@ func (c *Console) Said() int64 {
 // seam is how much of what was looked at before is looked at again, for a line that was cut in two.
 const seam = 4 << 10
 
+// boot makes what was said so far an earlier boot's, in which since does not look. It returns how many bytes that are.
+func (c *Console) boot() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.old = c.said
+	return c.said
+}
+
 // since is what was said since read bytes were, with a seam before it, and how many were said now. It is "" when
 // nothing new was.
 func (c *Console) since(read int64) (string, int64) {
@@ -60,7 +69,7 @@ func (c *Console) since(read int64) (string, int64) {
 	if c.said == read {
 		return "", read
 	}
-	news := min(int64(len(c.text)), c.said-read+seam)
+	news := min(int64(len(c.text)), c.said-read+seam, c.said-c.old)
 	return string(c.text[int64(len(c.text))-news:]), c.said
 }
 
@@ -68,6 +77,8 @@ func (c *Console) since(read int64) (string, int64) {
 type Disaster struct {
 	What string // in a few words, lower case
 	Hint string // what to look at
+	// Again: it is no fault of the image, and the next boot may well go further.
+	Again bool
 }
 
 // disasters are what consoles say when a boot has come to a bad end. A group in a pattern is a detail for What.
@@ -75,35 +86,39 @@ var disasters = []struct {
 	pattern *regexp.Regexp
 	Disaster
 }{
+	// Linux, arch/x86/kernel/apic/io_apic.c, check_timer(): within 10 ms of the guest's counting its timer did not
+	// tick. An emulated guest counts on when QEMU's timers have to wait for a processor.
+	{regexp.MustCompile(`Kernel panic - not syncing: (IO-APIC \+ timer doesn't work)`),
+		Disaster{What: "kernel panic", Hint: "this machine has too much to do for an emulated one's timers: try again when it has less", Again: true}},
 	// Linux, kernel/panic.c.
 	{regexp.MustCompile(`Kernel panic - not syncing: ([^\r\n]+)`),
-		Disaster{"kernel panic", "the console's last lines say which part of the kernel or of its initramfs it was"}},
+		Disaster{What: "kernel panic", Hint: "the console's last lines say which part of the kernel or of its initramfs it was"}},
 	// systemd, units/emergency.service and src/shared: sulogin-shell.c.
 	{regexp.MustCompile(`You are in (emergency|rescue) mode`),
-		Disaster{"systemd stopped in", "a file system of /etc/fstab that is not there is the usual cause; systemctl --failed there would say"}},
+		Disaster{What: "systemd stopped in", Hint: "a file system of /etc/fstab that is not there is the usual cause; systemctl --failed there would say"}},
 	{regexp.MustCompile(`Cannot open access to console, the root account is locked`),
-		Disaster{"systemd stopped in emergency mode", "a file system of /etc/fstab that is not there is the usual cause"}},
+		Disaster{What: "systemd stopped in emergency mode", Hint: "a file system of /etc/fstab that is not there is the usual cause"}},
 	{regexp.MustCompile(`systemd\[1\]: Freezing execution`),
-		Disaster{"systemd froze", "the lines above say what systemd could not do"}},
+		Disaster{What: "systemd froze", Hint: "the lines above say what systemd could not do"}},
 	// dracut, modules.d/99base or 80base: dracut-emergency.sh.
 	{regexp.MustCompile(`Entering emergency mode\. Exit the shell to continue`),
-		Disaster{"dracut found no root file system", "the initramfs lacks a driver of the disk, or root= names another"}},
+		Disaster{What: "dracut found no root file system", Hint: "the initramfs lacks a driver of the disk, or root= names another"}},
 	// initramfs-tools, scripts/functions: panic() and the prompt of busybox' shell.
 	{regexp.MustCompile(`ALERT! +([^\r\n]+?) +does not exist\. +Dropping to a shell`),
-		Disaster{"the initramfs found no root file system", "the initramfs lacks a driver of the disk, or root= names another"}},
+		Disaster{What: "the initramfs found no root file system", Hint: "the initramfs lacks a driver of the disk, or root= names another"}},
 	{regexp.MustCompile(`(?m)^\(initramfs\) `),
-		Disaster{"the initramfs stopped in its shell", "the lines above say what it could not do"}},
+		Disaster{What: "the initramfs stopped in its shell", Hint: "the lines above say what it could not do"}},
 	// GRUB, grub-core/kern/rescue_reader.c and normal/main.c.
 	{regexp.MustCompile(`grub rescue> `),
-		Disaster{"GRUB found no modules of its own", "/boot/grub is not where GRUB's boot record says it is"}},
+		Disaster{What: "GRUB found no modules of its own", Hint: "/boot/grub is not where GRUB's boot record says it is"}},
 	{regexp.MustCompile(`Minimal BASH-like line editing is supported`),
-		Disaster{"GRUB found no configuration", "grub.cfg is missing from /boot or from the EFI system partition"}},
+		Disaster{What: "GRUB found no configuration", Hint: "grub.cfg is missing from /boot or from the EFI system partition"}},
 	// SeaBIOS, src/boot.c.
 	{regexp.MustCompile(`No bootable device\.`),
-		Disaster{"the BIOS found nothing to boot", "the disk has no boot record; --firmware uefi boots one that has an EFI system partition instead"}},
+		Disaster{What: "the BIOS found nothing to boot", Hint: "the disk has no boot record; --firmware uefi boots one that has an EFI system partition instead"}},
 	// edk2, MdeModulePkg: BdsDxe, and the shell that OVMF starts when nothing else is left.
 	{regexp.MustCompile(`BdsDxe: No bootable option or device was found|UEFI Interactive Shell`),
-		Disaster{"the UEFI firmware found nothing to boot", "the disk has no EFI system partition with \\EFI\\BOOT\\BOOTX64.EFI; --firmware bios boots one that has a boot record instead"}},
+		Disaster{What: "the UEFI firmware found nothing to boot", Hint: "the disk has no EFI system partition with \\EFI\\BOOT\\BOOTX64.EFI; --firmware bios boots one that has a boot record instead"}},
 }
 
 // FindDisaster looks for the first sign on a console that the boot has come to a bad end.

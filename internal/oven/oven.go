@@ -93,6 +93,8 @@ type BootError struct {
 	Advice string
 	// Cause is why we could not log in, nil when the guest itself proved that it never comes up.
 	Cause error
+
+	again bool // the next boot may well go further
 }
 
 // Error names the disk and what became of it in one line.

@@ -109,7 +109,8 @@ func (q *QEMU) Start(ctx context.Context, spec Spec) (Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Between finding a free port and QEMU's taking it, somebody else may.
+	// Between finding a free port and QEMU's taking it, somebody else may; and some boots fail for this machine's
+	// want of time, before they have touched the disk.
 	const attempts = 3
 	for i := 1; ; i++ {
 		err := g.attempt(ctx, m)
@@ -119,7 +120,9 @@ func (q *QEMU) Start(ctx context.Context, spec Spec) (Guest, error) {
 		if cerr := g.Close(); cerr != nil {
 			return nil, errors.Join(err, cerr)
 		}
-		if i == attempts || !errors.Is(err, errPortTaken) {
+		var boot *BootError
+		again := errors.Is(err, errPortTaken) || errors.As(err, &boot) && boot.again
+		if i == attempts || !again {
 			return nil, err
 		}
 	}
@@ -199,6 +202,7 @@ func (g *qemuGuest) attempt(ctx context.Context, m machine) error {
 	if err := g.keys.WriteKnownHosts(g.KnownHosts(), localhost, port); err != nil {
 		return err
 	}
+	g.before = g.console.boot()
 	if g.proc, err = startQEMU(m, &g.console); err != nil {
 		return err
 	}
@@ -224,6 +228,7 @@ type qemuGuest struct {
 	patience time.Duration
 	grace    time.Duration
 	console  Console
+	before   int64    // bytes that the console had when this boot began
 	proc     *process // nil: never started
 }
 
@@ -256,7 +261,7 @@ func (g *qemuGuest) wait(ctx context.Context) error {
 func (g *qemuGuest) watch(ctx context.Context, answer chan error) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	var read int64
+	read := g.before
 	for {
 		select {
 		case err := <-answer:
@@ -278,7 +283,9 @@ func (g *qemuGuest) watch(ctx context.Context, answer chan error) error {
 		}
 		if d, bad := FindDisaster(news); bad {
 			g.listenOn(ctx)
-			return g.failed("does not boot: "+d.What, d.Hint, nil)
+			err := g.failed("does not boot: "+d.What, d.Hint, nil)
+			err.again = d.Again
+			return err
 		}
 	}
 }

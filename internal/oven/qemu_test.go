@@ -64,6 +64,16 @@ func fakeQEMU(does string, args []string) int {
 	case "off":
 		fmt.Fprintln(console, "reboot: Power down")
 		return 0
+	case "starved", "starved-once":
+		raw, err := os.ReadFile("pid")
+		if does == "starved-once" && (err != nil || bytes.Count(raw, []byte("\n")) > 1) {
+			if err := fakeSSHD(does, args); err != nil {
+				return 91
+			}
+			fmt.Fprint(console, "lab login: ")
+			break
+		}
+		fmt.Fprint(console, "Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n")
 	case "panic":
 		fmt.Fprint(console, "Run /init as init process\r\nKernel panic - not syncing: No working init found.\r\n")
 		time.Sleep(100 * time.Millisecond)
@@ -223,7 +233,10 @@ func fakePIDs(t *testing.T, dir string) []int {
 }
 
 func TestABootedImageIsReachedAndTurnedOff(t *testing.T) {
-	for _, does := range []string{"boots", "taken-once"} {
+	for does, said := range map[string]string{
+		"boots": "", "taken-once": "",
+		"starved-once": "Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n",
+	} {
 		q, spec := fakeOven(t, does)
 		var log bytes.Buffer
 		spec.Log = &log
@@ -246,7 +259,7 @@ func TestABootedImageIsReachedAndTurnedOff(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if want := "lab login: reboot: Power down\n"; g.Console() != want || log.String() != want {
+		if want := said + "lab login: reboot: Power down\n"; g.Console() != want || log.String() != want {
 			t.Errorf("console %q, log %q", g.Console(), log.String())
 		}
 	}
@@ -258,6 +271,7 @@ func TestAnImageThatDoesNotComeUpIsNamed(t *testing.T) {
 		cause      error
 	}{
 		"panic":     {"does not boot: kernel panic: No working init found.", "---[ end Kernel panic", nil},
+		"starved":   {"does not boot: kernel panic: IO-APIC + timer doesn't work", "apic=debug", nil},
 		"off":       {"does not boot: it turned itself off", "reboot: Power down", nil},
 		"resets":    {"does not boot: it resets again and again", "", nil},
 		"other-key": {"boots, but shows another SSH host key than the one it was given", "lab login:", guest.ErrHostKey},
@@ -303,7 +317,15 @@ func TestNothingIsLeftOfACancelledBoot(t *testing.T) {
 	q, spec := fakeOven(t, "silent")
 	cause := errors.New("interrupted")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(300*time.Millisecond, func() { cancel(cause) })
+	started := filepath.Join(filepath.Dir(spec.Disk), "pid")
+	go func() {
+		for ctx.Err() == nil {
+			if raw, err := os.ReadFile(started); err == nil && bytes.HasSuffix(raw, []byte("\n")) {
+				cancel(cause)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
 	if _, err := q.Start(ctx, spec); !errors.Is(err, cause) {
 		t.Error(err)
 	}

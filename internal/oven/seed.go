@@ -102,8 +102,8 @@ func (s Seed) files() (map[string]string, error) {
 	return map[string]string{"user-data": user, "meta-data": s.MetaData(), "vendor-data": ""}, nil
 }
 
-// WriteDir writes the seed's files into a folder, which is made and is the owner's alone.
-func (s Seed) WriteDir(dir string) error {
+// writeDir writes the seed's files into a folder, which is made and is the owner's alone.
+func (s Seed) writeDir(dir string) error {
 	files, err := s.files()
 	if err != nil {
 		return err
@@ -123,7 +123,7 @@ func (s Seed) WriteDir(dir string) error {
 // it, of its name with ".d", is used meanwhile.
 func (s Seed) WriteISO(path string) (err error) {
 	dir := path + ".d"
-	if err := s.WriteDir(dir); err != nil {
+	if err := s.writeDir(dir); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
