@@ -138,8 +138,9 @@ seal() {
 	sealed "$1"
 	if [ -z "$R" ]; then
 		sync
-		# Blocks that were given back need not be in the image. Not every disk can be told.
-		fstrim -a 2>/dev/null || true
+		# Blocks that were given back need not be in the image. Not every disk can be told, and on some it takes longer
+		# than what is spared is worth.
+		timeout -s KILL 120 fstrim -a 2>/dev/null || true
 	fi
 }
 
