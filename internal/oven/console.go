@@ -98,6 +98,9 @@ var disasters = []struct {
 		Disaster{What: "systemd stopped in", Hint: "a file system of /etc/fstab that is not there is the usual cause; systemctl --failed there would say"}},
 	{regexp.MustCompile(`Cannot open access to console, the root account is locked`),
 		Disaster{What: "systemd stopped in emergency mode", Hint: "a file system of /etc/fstab that is not there is the usual cause"}},
+	// systemd, src/shared/machine-id-setup.c. It stops there without a word more.
+	{regexp.MustCompile(`systemd\[1\]: System cannot boot: ([^\r\n]+)`),
+		Disaster{What: "systemd cannot boot", Hint: "an image's /etc/machine-id is made empty and not removed when it is sealed"}},
 	{regexp.MustCompile(`systemd\[1\]: Freezing execution`),
 		Disaster{What: "systemd froze", Hint: "the lines above say what systemd could not do"}},
 	// dracut, modules.d/99base or 80base: dracut-emergency.sh.

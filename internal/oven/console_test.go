@@ -36,6 +36,7 @@ func TestBadEndsAreFoundOnRecordedConsoles(t *testing.T) {
 		"initramfs":   "the initramfs found no root file system: UUID=00000000-0000-0000-0000-000000000000",
 		"panic":       "kernel panic: VFS: Unable to mount root fs on unknown-block(0,0)",
 		"starved":     "kernel panic: IO-APIC + timer doesn't work",
+		"machine-id":  "systemd cannot boot: Missing /etc/machine-id and /etc is mounted read-only.",
 		"emergency":   "systemd stopped in emergency mode",
 		"login":       "", // a Debian 12 that came up
 	}
