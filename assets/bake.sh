@@ -124,7 +124,8 @@ seal() {
 	if [ -d "$R/var/lib/cloud" ]; then
 		rm -rf "$R"/var/lib/cloud/* "$R"/run/cloud-init
 		rm -f "$R"/etc/netplan/50-cloud-init.yaml "$R"/etc/network/interfaces.d/50-cloud-init* "$R"/etc/systemd/network/*-cloud-init-*.network \
-			"$R"/etc/NetworkManager/system-connections/cloud-init-*.nmconnection "$R"/etc/ssh/sshd_config.d/50-cloud-init.conf
+			"$R"/etc/NetworkManager/system-connections/cloud-init-*.nmconnection "$R"/etc/ssh/sshd_config.d/50-cloud-init.conf \
+			"$R"/etc/sudoers.d/90-cloud-init-users
 	fi
 
 	# Logs. wtmp and its like must not be there: the end of this very login would be written to them.
@@ -137,8 +138,9 @@ seal() {
 	sealed "$1"
 	if [ -z "$R" ]; then
 		sync
-		# Blocks that were given back need not be in the image. Not every disk can be told.
-		fstrim -a 2>/dev/null || true
+		# Blocks that were given back need not be in the image. Not every disk can be told, and on some it takes longer
+		# than what is spared is worth.
+		timeout -s KILL 120 fstrim -a 2>/dev/null || true
 	fi
 }
 

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,7 +69,7 @@ func TestContainerBakeRealDriver(t *testing.T) {
 	t.Logf("baked in %s, %d bytes from %d: %s", took, m.Bytes, b.size("base.qcow2"), phases(m))
 	b.isSealed("one")
 	b.isDescribed(m)
-	if !m.FirstBootVerify || len(m.Modules) < 4 || m.Modules[0].License != "NVIDIA" {
+	if !m.FirstBootVerify || len(m.Modules) < 4 || !slices.ContainsFunc(m.Modules, func(mod bake.Module) bool { return mod.License == "NVIDIA" }) {
 		t.Errorf("modules %+v", m.Modules)
 	}
 	if left := b.inside("one", `cat etc/systemd/system/gpuguest-verify.service | grep -c ExecStart; ls var/lib/gpuguest/verify.due`); left != "1\nvar/lib/gpuguest/verify.due" {
@@ -115,7 +114,16 @@ func newBakery(t *testing.T) *bakery {
 	if b.bin, err = binary(); err != nil {
 		t.Fatal(err)
 	}
-	b.tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", image.Disk, b.path("base.qcow2"))
+	raw := b.path("base.raw")
+	b.tool("cp", "--sparse=always", image.Disk, raw)
+	// An initramfs with every driver of the kernel takes a minute each time, one with those of this disk seconds.
+	b.tool("unshare", "--mount", "--propagation", "private", "sh", "-c", `mount -o loop,offset=1048576 "$1" /mnt
+sed -i 's/^MODULES=.*/MODULES=list/' /mnt/etc/initramfs-tools/initramfs.conf
+printf '%s\n' virtio_pci virtio_blk virtio_net ext4 crc32c_generic crc32c_intel >>/mnt/etc/initramfs-tools/modules`, "sh", raw)
+	b.tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, b.path("base.qcow2"))
+	if err := os.Remove(raw); err != nil {
+		t.Fatal(err)
+	}
 	b.sum = b.sha256("base.qcow2")
 	return b
 }
@@ -248,13 +256,9 @@ func (b *bakery) inside(name, script string) string {
 	raw := b.path(name + ".raw")
 	b.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", b.path("out/"+name+".qcow2"), raw)
 	defer os.Remove(raw)
-	start := b.tool("sh", "-c", `sfdisk -d "$1" | sed -n 's/.*start= *\([0-9]*\),.*/\1/p' | head -n 1`, "sh", raw)
-	sector, err := strconv.ParseInt(start, 10, 64)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	// The lab's one partition begins at sector 2048.
 	return b.tool("unshare", "--mount", "--propagation", "private", "sh", "-c",
-		`mount -o loop,ro,noload,offset="$1" "$2" /mnt && cd /mnt && eval "$3"`, "sh", strconv.FormatInt(sector*512, 10), raw, script)
+		`mount -o loop,ro,noload,offset=1048576 "$1" /mnt && cd /mnt && eval "$2"`, "sh", raw, script)
 }
 
 // isSealed looks into an image by other means than gpuguest's own.

@@ -125,6 +125,7 @@ type baking struct {
 	last   plan.Plan
 	boot   string // boot_id of the guest as it is sealed
 	guest  oven.Guest
+	left   error // why the work folder could not be removed
 }
 
 // Bake bakes one image, or finds that it is there: then the second value is false. The error is *Error.
@@ -133,7 +134,7 @@ func (b *Baker) Bake(ctx context.Context, im Image) (Manifest, bool, error) {
 	m, baked, err := k.run(ctx)
 	if err != nil && ctx.Err() != nil {
 		// Nothing goes on in a guest that was ended, whatever the engine says of jobs.
-		return m, false, &Error{Image: im.Name, Phase: k.phase, Err: context.Cause(ctx)}
+		return m, false, &Error{Image: im.Name, Phase: k.phase, Err: errors.Join(context.Cause(ctx), k.left)}
 	}
 	if err != nil {
 		e := &Error{Image: im.Name, Phase: k.phase, Err: err}
@@ -213,7 +214,10 @@ func (k *baking) run(ctx context.Context) (m Manifest, baked bool, err error) {
 		return m, false, err
 	}
 	// What is removed at the end is removed also when the user does not want to go on.
-	defer func() { err = errors.Join(err, k.w.close(context.WithoutCancel(ctx), k.cleaners())) }()
+	defer func() {
+		k.left = k.w.close(context.WithoutCancel(ctx), k.cleaners())
+		err = errors.Join(err, k.left)
+	}()
 	if left, ok := k.w.finished(); ok && left.Recipe == digest && !k.Again {
 		k.notice("an earlier run had come to its end but for the image's name")
 		return left, true, k.w.publish()
@@ -277,7 +281,7 @@ func (k *baking) there(digest string) (Manifest, bool, error) {
 	return m, err == nil && sum == m.SHA256, err
 }
 
-func (k *baking) bake(ctx context.Context) error {
+func (k *baking) bake(ctx context.Context) (err error) {
 	if err := k.begin(ctx, PhaseBase); err != nil {
 		return err
 	}
@@ -300,7 +304,7 @@ func (k *baking) bake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = k.guest.Close() }()
+	defer func() { err = errors.Join(err, k.guest.Close()) }()
 	if err := k.inGuest(ctx, o); err != nil {
 		return err
 	}

@@ -219,7 +219,7 @@ printf 'nvidia-driver\t%s\tamd64\n' "${v:-535.1}" >>"$GPUGUEST_ROOT/list"`}}},
 		}, nil
 	}
 	return bake.Recipe{
-		Engine: engine.Config{Plan: makePlan, Owner: "test", LockWait: 10 * time.Second, MaxReboots: 3, RebootDeadline: 20 * time.Second, Patience: 20 * time.Second},
+		Engine: engine.Config{Plan: makePlan, Owner: "test", LockWait: time.Minute, MaxReboots: 3, RebootDeadline: time.Minute, Patience: time.Minute},
 		Verify: func(f facts.Facts) (plan.Plan, error) {
 			return plan.Plan{Distro: distros.Distro{Name: "test", Packages: filePackages{file: "/dev/null"}}, Segments: []plan.Segment{{Items: []plan.Item{{
 				ID: "verify-unit", Title: "leave a unit", Check: `[ -e "$GPUGUEST_ROOT/unit" ]`,
@@ -279,9 +279,7 @@ func (k *kitchen) image(name string) bake.Image {
 }
 
 func (k *kitchen) bake(im bake.Image) (bake.Manifest, bool, error) {
-	ctx, cancel := context.WithTimeout(k.t.Context(), time.Minute)
-	defer cancel()
-	return k.baker.Bake(ctx, im)
+	return k.baker.Bake(k.t.Context(), im)
 }
 
 // files are all that is in the output folder.
@@ -441,9 +439,7 @@ func TestWhatCannotBeBakedIsSaidAndLeavesNothing(t *testing.T) {
 		"no base":  {func(_ *kitchen, im *bake.Image) { im.Base += ".gone" }, "no such file"},
 		"base over another": {func(k *kitchen, _ *bake.Image) { k.disks.backing = "/other.qcow2" },
 			"reads from another file too, /other.qcow2"},
-		"does not boot": {func(k *kitchen, _ *bake.Image) {
-			k.oven.fails = &oven.BootError{Disk: "disk", What: "does not boot: kernel panic"}
-		},
+		"does not boot": {func(k *kitchen, _ *bake.Image) { k.oven.fails = &oven.BootError{Disk: "disk", What: "does not boot: kernel panic"} },
 			"boot: oven qemu: disk: does not boot: kernel panic"},
 		"no oven":   {func(k *kitchen, _ *bake.Image) { k.oven.cold = errors.New("it is cold") }, "oven qemu: it is cold"},
 		"not there": {func(_ *kitchen, im *bake.Image) { im.Oven = bake.OvenNspawn }, "there is no oven nspawn"},
@@ -518,10 +514,8 @@ func TestFiveImagesShareABudgetAndOneFailureIsItsOwn(t *testing.T) {
 		}
 		c.Images = append(c.Images, im)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
 	ended := 0
-	results := k.baker.All(ctx, c, func(bake.Result) { ended++ })
+	results := k.baker.All(t.Context(), c, func(bake.Result) { ended++ })
 	for i, r := range results {
 		if (r.Err != nil) != (i == 3) || r.Image.Name != c.Images[i].Name {
 			t.Errorf("image %d: %s, %v", i, r.Image.Name, r.Err)

@@ -24,6 +24,7 @@ var (
 		"root/.ssh/authorized_keys":                      "ssh-ed25519 " + oneTime + " gpuguest-one-time-key\n",
 		"home/debian/.python_history":                    "import os\n",
 		"var/lib/cloud/instance/user-data.txt":           "secret",
+		"etc/sudoers.d/90-cloud-init-users":              "debian ALL=(ALL) NOPASSWD:ALL\n",
 		"etc/netplan/50-cloud-init.yaml":                 "network: {}\n",
 		"var/lib/apt/lists/a_Packages":                   "Package: a\n",
 		"var/cache/apt/archives/a.deb":                   "deb",

@@ -43,6 +43,10 @@ const bootLimit = 5 * time.Minute
 // offLimit is how long a guest may take to go off in an orderly way.
 const offLimit = 3 * time.Minute
 
+// goneLimit is how long it may take until all of a guest that was ended is gone: what it wrote has to reach the disk
+// image first, which took more than a minute on a machine with twenty others at work.
+const goneLimit = 10 * time.Minute
+
 // Oven is the oven.
 type Oven struct{}
 
@@ -147,7 +151,7 @@ func (g *Guest) start(ctx context.Context) error {
 	// What is let go of at the end is let go of also when the user does not want to go on.
 	base := context.WithoutCancel(ctx)
 	g.release = func() error {
-		ctx, cancel := context.WithTimeout(base, time.Minute)
+		ctx, cancel := context.WithTimeout(base, goneLimit)
 		defer cancel()
 		return g.letGo(ctx)
 	}
@@ -473,7 +477,7 @@ func detach(ctx context.Context, disk string) error {
 
 // Clean removes what a killed gpuguest left of a guest with this scratch folder. The guest itself died with it.
 func (Oven) Clean(ctx context.Context, scratch string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, goneLimit)
 	defer cancel()
 	if _, err := os.Stat(filepath.Join(scratch, "boot.sh")); errors.Is(err, os.ErrNotExist) {
 		return nil
