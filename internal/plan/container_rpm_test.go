@@ -42,6 +42,7 @@ func TestContainerRPM(t *testing.T) {
 	t.Run("module streams", func(t *testing.T) { testModuleStreams(t, w) })
 	t.Run("version locks", func(t *testing.T) { testVersionLocks(t, w) })
 	t.Run("zypper", func(t *testing.T) { testZypper(t, w) })
+	t.Run("seed of CentOS 7", func(t *testing.T) { testSeedCentOS7(t, w) })
 	t.Run("refused", func(t *testing.T) { testRPMRefused(t, w) })
 }
 
@@ -92,7 +93,7 @@ func newRPMWorld(t *testing.T) *rpmWorld {
 		t.Fatal(err)
 	}
 	build := &builder{t: t, top: t.TempDir(), gpg: gpg}
-	for _, r := range w.repositories(t, build) {
+	for _, r := range append(w.repositories(t, build), centosRepositories(w)...) {
 		build.repository(filepath.Join(w.dir, r.path), r)
 		if r.key != "" {
 			put(t, filepath.Join(w.dir, r.path, r.key), key)
