@@ -22,6 +22,7 @@ func debian(version, codename string, components ...string) Distro {
 		BuildTools: []string{"gcc", "make", "dkms"},
 		// gcc itself only recommends the headers.
 		Compiler:   []string{"gcc", "libc6-dev"},
+		CXX:        "g++",
 		Components: components,
 		Suites:     []string{codename, codename + "-updates"},
 		Keyring:    "/usr/share/keyrings/debian-archive-keyring.gpg",

@@ -52,6 +52,7 @@ type Distro struct {
 
 	BuildTools []string // packages a DKMS build needs besides headers
 	Compiler   []string // packages that make a C program for this system: a compiler and the C library's headers
+	CXX        string   // the package of a C++ compiler
 	GCC        int      // major version of the distribution's compiler, 0 not of interest: see Toolset
 	Vault      Vault    // where packages go that leave the archive
 	Extras     []Extra  // repositories that BuildTools or the driver need besides the distribution's usual ones

@@ -49,6 +49,7 @@ func el(id, version, name string, m Manager) Distro {
 		RepoFiles:  "/etc/yum.repos.d",
 		BuildTools: []string{"gcc", "make", "dkms"},
 		Compiler:   []string{"gcc", "glibc-devel"},
+		CXX:        "gcc-c++",
 		Suites:     []string{"baseos*", "appstream*", "rhel-*-baseos-*", "rhel-*-appstream-*", "rhel-[0-9]-server-rpms", "ol*_baseos_latest", "ol*_appstream", "ol7_latest", "base", "updates", "extras*"},
 		Marks:      rpmMarks,
 		Boot:       rhelBoot,

@@ -18,6 +18,7 @@ func suse(id, version, name, dir string, sbsa bool) Distro {
 		RepoFiles:  "/etc/zypp/repos.d",
 		BuildTools: []string{"gcc", "make"},
 		Compiler:   []string{"gcc", "glibc-devel"},
+		CXX:        "gcc-c++",
 		Suites:     []string{"repo-oss", "repo-update*", "openSUSE:repo-oss", "openSUSE:update*", "SLE*", "SUSE_Linux_Enterprise_Server*", "Basesystem_Module*", "Server_Applications*"},
 		Marks: map[string][]string{
 			SourceNVIDIA: {"cuda-drivers*", "nvidia-open", "nvidia-open-[0-9]*", "nvidia-driver-G0*-kmp-*", "nvidia-open-driver-G0*-kmp-*", "nvidia-open-driver-G0*-signed-cuda-kmp-*", "nvidia-compute*-G0*"},

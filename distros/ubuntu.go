@@ -17,6 +17,7 @@ func ubuntu(version, codename string) Distro {
 		BuildTools: []string{"gcc", "make", "dkms"},
 		// gcc itself only recommends the headers.
 		Compiler:   []string{"gcc", "libc6-dev"},
+		CXX:        "g++",
 		Components: []string{"restricted", "multiverse"},
 		Suites:     []string{codename, codename + "-updates"},
 		Keyring:    "/usr/share/keyrings/ubuntu-archive-keyring.gpg",

@@ -1,12 +1,14 @@
 package steps
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
 )
@@ -108,3 +110,76 @@ func TestServicesPassShellcheck(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// TestSeedPersistencedInAllItsForms is NVIDIA's write-up of its daemon, form by form: started by root and told its user,
+// it makes its runtime folder; stopped, it cannot remove it, as its user may not, so that what stopped it does.
+// What each init system runs is taken from its file and run by sh; no init system is at work here. A package's
+// own unit is left as it is.
+func TestSeedPersistencedInAllItsForms(t *testing.T) {
+	if _, err := os.Stat("/proc/self"); err != nil {
+		t.Skip("the scripts look at processes as Linux has them")
+	}
+	// word is what follows the first line that begins so.
+	word := func(text, begin string) string {
+		for line := range strings.Lines(text) {
+			if rest, ok := strings.CutPrefix(strings.TrimSpace(line), begin); ok {
+				return rest
+			}
+		}
+		t.Fatalf("no line begins with %q:\n%s", begin, text)
+		return ""
+	}
+	for init, forms := range map[string]func(text, file string) (start, stop string){
+		"systemd": func(text, _ string) (string, string) {
+			return word(text, "ExecStart="), word(text, "ExecStopPost=")
+		},
+		"upstart": func(text, _ string) (string, string) { return word(text, "exec "), word(text, "post-stop exec ") },
+		"sysv":    func(_, file string) (string, string) { return "sh " + file + " start", "sh " + file + " stop" },
+	} {
+		t.Run(init, func(t *testing.T) {
+			dir := t.TempDir()
+			daemon, run, file := filepath.Join(dir, "daemon"), filepath.Join(dir, "run"), filepath.Join(dir, "file")
+			text := strings.NewReplacer("/usr/bin/nvidia-persistenced", daemon, "/var/run/nvidia-persistenced", run, "/run/nvidia-persistenced", run).Replace(serviceFor(t, init).text)
+			for path, content := range map[string]string{
+				file: text,
+				// It goes on in the background, as the real one does, and leaves its folder when it is ended.
+				daemon: `#!/bin/sh
+case " $* " in *" --user nvidia-persistenced "*) ;; *) echo "it would run as root"; exit 2 ;; esac
+mkdir -p "` + run + `"
+sleep 60 >/dev/null 2>&1 </dev/null &
+echo $! >"` + run + `/nvidia-persistenced.pid"
+`,
+			} {
+				if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			start, stop := forms(text, file)
+			sh := func(script string) {
+				t.Helper()
+				if out, err := exec.Command("/bin/sh", "-c", script).CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v: %s", script, err, out)
+				}
+			}
+			sh(start)
+			sh(`kill -0 "$(cat ` + run + `/nvidia-persistenced.pid)"`)
+			if init != "sysv" {
+				sh(`kill "$(cat ` + run + `/nvidia-persistenced.pid)"`) // the init system's part
+			}
+			sh(stop)
+			if _, err := os.Stat(run); !os.IsNotExist(err) {
+				t.Errorf("the runtime folder is left: %v", err)
+			}
+		})
+	}
+	for _, p := range Install() {
+		in := Input{Facts: facts.Facts{Init: facts.Init{Name: "systemd"}}}
+		in.Choice.Source, in.Choice.Persistence.Unit = choice.SourceNVIDIA, "nvidia-persistenced.service"
+		if p.ID == "persistence" && strings.Contains(actions(p.Apply(in)), "/etc/systemd/system/nvidia-persistenced.service\"") {
+			t.Error("the package's own unit is written over")
+		}
+	}
+}
+
+// actions are the actions of a step in one text.
+func actions(all []action.Action) string { return fmt.Sprintf("%#v", all) }

@@ -64,7 +64,7 @@ func init() {
 	register(Step{
 		ID:     "sign-modules",
 		Title:  "see that the modules are signed with the key",
-		After:  []ID{"ready", "rescue", "signing-key", "driver"},
+		After:  []ID{"ready", "rescue", "signing-key", "driver", "gds"},
 		Late:   needsFreeGPU,
 		Wanted: signs,
 		Check: func(in Input) string {

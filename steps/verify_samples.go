@@ -21,7 +21,7 @@ type sample struct {
 
 // trees are where cuda-samples are found when somebody unpacked and built them. Folders of users are not
 // among them: what is found is run as root.
-var trees = []string{"/root/cuda-samples*", "/opt/cuda-samples*", "/usr/local/share/cuda-samples*", "/usr/local/cuda-samples*", "/usr/local/cuda*/samples"}
+var trees = []string{"/root/cuda-samples*", "/opt/cuda-samples*", "/usr/local/share/cuda-samples*", "/usr/local/cuda-samples*", "/usr/local/cuda*/samples", "/usr/local/cuda*/NVIDIA_CUDA-*_Samples"}
 
 // sampleAt are the places of a program of cuda-samples. They moved with the releases: bundled with CUDA up to
 // 11.5, then Samples/1_Utilities of the git tags by make, from 12.8 by CMake, in the tree or below build, and

@@ -30,6 +30,17 @@ import (
 // ones), dkms, which copies a module file in place of building it, and SUSEConnect. The guest is this machine's root
 // with a file system above it that takes every write; steps about kernels, boot loader and initramfs are left out.
 func TestContainerRPM(t *testing.T) {
+	needRPM(t)
+	w := newRPMWorld(t, func(w *rpmWorld, b *builder) []repository { return w.repositories(t, b) })
+	t.Run("module streams", func(t *testing.T) { testModuleStreams(t, w) })
+	t.Run("version locks", func(t *testing.T) { testVersionLocks(t, w) })
+	t.Run("zypper", func(t *testing.T) { testZypper(t, w) })
+	t.Run("refused", func(t *testing.T) { testRPMRefused(t, w) })
+}
+
+// needRPM skips a test that was not asked for, and fails one that lacks its tools.
+func needRPM(t *testing.T) {
+	t.Helper()
 	if os.Getenv("GPUGUEST_CONTAINER") == "" {
 		t.Skip("GPUGUEST_CONTAINER is not set")
 	}
@@ -38,11 +49,6 @@ func TestContainerRPM(t *testing.T) {
 			t.Fatalf("%s is needed: %v", tool, err)
 		}
 	}
-	w := newRPMWorld(t)
-	t.Run("module streams", func(t *testing.T) { testModuleStreams(t, w) })
-	t.Run("version locks", func(t *testing.T) { testVersionLocks(t, w) })
-	t.Run("zypper", func(t *testing.T) { testZypper(t, w) })
-	t.Run("refused", func(t *testing.T) { testRPMRefused(t, w) })
 }
 
 // rpmWorld is a server of repositories and the key they are signed with.
@@ -72,7 +78,7 @@ const (
 	suseKernel  = "6.4.0-150600.23.47"
 )
 
-func newRPMWorld(t *testing.T) *rpmWorld {
+func newRPMWorld(t *testing.T, repositories func(*rpmWorld, *builder) []repository) *rpmWorld {
 	w := &rpmWorld{dir: t.TempDir()}
 	server := httptest.NewServer(http.FileServer(http.Dir(w.dir)))
 	t.Cleanup(server.Close)
@@ -92,7 +98,7 @@ func newRPMWorld(t *testing.T) *rpmWorld {
 		t.Fatal(err)
 	}
 	build := &builder{t: t, top: t.TempDir(), gpg: gpg}
-	for _, r := range w.repositories(t, build) {
+	for _, r := range repositories(w, build) {
 		build.repository(filepath.Join(w.dir, r.path), r)
 		if r.key != "" {
 			put(t, filepath.Join(w.dir, r.path, r.key), key)
