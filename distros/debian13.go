@@ -12,6 +12,9 @@ func init() {
 		debianOwn(550, FlavorOpen, "550.163.01", "Debian 13 contrib, nvidia-open-kernel-dkms 550.163.01-2"),
 		debianVariant(535, "tesla-535", "535.274.02", "Debian 13 non-free, nvidia-tesla-535-kernel-dkms 535.274.02-1~deb13u1"),
 	)
-	d.Tested = map[string]string{SourceNVIDIA: "real guest (container), with a stand-in for NVIDIA's packages"}
+	d.Tested = map[string]string{
+		SourceNVIDIA: "real guest (container), with a stand-in for NVIDIA's packages",
+		SourceDistro: "real guest (container), Debian's packages built by DKMS: proprietary 550",
+	}
 	register(d)
 }

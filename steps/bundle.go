@@ -42,6 +42,17 @@ func Needs(in Input) (packages, pins []string) {
 	return slices.Compact(packages), in.Choice.Pin
 }
 
+// unbundled names what is asked for whose packages no bundle brings, "" when there is nothing such.
+func unbundled(in Input) string {
+	switch {
+	case in.Want.ContainerToolkit != "":
+		return "the container toolkit"
+	case in.Want.GDS:
+		return "GPUDirect Storage"
+	}
+	return ""
+}
+
 // errNoBundle says why there is no bundle for a distribution.
 func errNoBundle(d distros.Distro) string {
 	return "bundles are made for distributions of apt, and " + d.Name + " is none: --proxy or --repo-mirror lead to a source that the guest reaches"
@@ -59,6 +70,9 @@ func GatherScript(in, ref Input) (string, error) {
 			Reason: "the packages are gathered in a guest of the same kind, and this one is " + ref.Distro.Name + " on " + ref.Facts.Arch}
 	case in.Choice.Replaces.Any():
 		return "", &choice.Refusal{What: "bundle", Reason: "the guest has a driver that came another way: uninstall it first"}
+	}
+	if what := unbundled(in); what != "" {
+		return "", &choice.Refusal{What: "bundle", Reason: "no bundle brings " + what + ": install that with --proxy or --repo-mirror"}
 	}
 	packages, pins := Needs(in)
 	g := distros.Gather{Packages: packages, Pins: pins, Need: in.Distro.Archive(ref.Facts, "")}
@@ -112,6 +126,9 @@ func Fits(in Input) error {
 	}
 	if in.Choice.Replaces.Any() {
 		return misfit(b, "the guest has a driver that came another way: uninstall it first")
+	}
+	if what := unbundled(in); what != "" {
+		return misfit(b, "no bundle brings %s: install that with --proxy or --repo-mirror", what)
 	}
 	packages, pins := Needs(in)
 	var missing []string

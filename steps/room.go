@@ -14,6 +14,7 @@ import (
 //	                        /usr  /var  together  afterwards /usr  /var
 //	Debian 11, 470.256.02    407   614      1026              407   336
 //	Debian 12, 535.309.01    525   816      1274              524   405
+//	Debian 13, 550.163.01    580   952      1495              579   424
 //
 // /usr is compiler, headers, sources and the driver's libraries, /var is package lists, downloaded packages and the
 // tree that DKMS builds in. What is asked for /usr is enough for all of it where a guest has one file system, and
