@@ -33,7 +33,7 @@ test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 
 # Not part of "make test": each of its five builds takes ten minutes of two cores that have nothing else to do.
 test-real: deps ## Debian's own packages of NVIDIA's real driver, built by DKMS in stock guests of Debian 11, 12 and 13
-	GPUGUEST_CONTAINER_REAL=1 $(GO) test -count=1 -v -timeout 5h -run '^TestRealDriver$$' ./cmd/gpuguest
+	GPUGUEST_CONTAINER_REAL=1 $(GO) test -count=1 -v -timeout 5h -run '^TestRealDriver' ./cmd/gpuguest
 
 test-slurm: ## the job array of docs/ in a real Slurm of one node
 	@command -v slurmctld >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client munge; }
@@ -60,7 +60,7 @@ lint: deps
 	@# The vulnerability data is on the network; where that is out of reach, the check says so and goes on.
 	$(GO) tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not reach its data (exit $$code)"; [ $$code -ne 3 ]; }
 	GPUGUEST_LINT=1 $(GO) test -count=1 -run Shellcheck ./internal/plan
-	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh testdata/bench/*.sh docs/*.sh
+	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh internal/oven/nspawn/*.sh testdata/bench/*.sh docs/*.sh
 	shellcheck -s bash .ci/run
 
 bench: deps ## each figure beside its peer in the same run

@@ -83,8 +83,12 @@ func TestBundleOfAnotherGuestOrPlanIsRefused(t *testing.T) {
 			b.Packages = slices.DeleteFunc(slices.Clone(b.Packages), func(p string) bool { return p == "dkms" })
 		}, "it lacks dkms"},
 		"a toolkit more": {"", func(_ *choice.Bundle, w *choice.Want) { w.CUDA = "12.4" }, "it lacks cuda-toolkit-12-4"},
-		"an installer":   {"", func(_ *choice.Bundle, w *choice.Want) { w.Source = choice.SourceRunfile }, "it lacks "},
-		"rpm":            {"rocky9-l4", func(b *choice.Bundle, _ *choice.Want) { b.Distro = "rocky:9" }, "--proxy"},
+		"the container toolkit": {"ubuntu2204-a100-docker", func(b *choice.Bundle, w *choice.Want) {
+			b.Distro, b.Kernel = "ubuntu:22.04", guestFacts(t, "ubuntu2204-a100-docker").Kernel.Next
+			w.ContainerToolkit = choice.EngineDocker
+		}, "no bundle brings the container toolkit"},
+		"an installer": {"", func(_ *choice.Bundle, w *choice.Want) { w.Source = choice.SourceRunfile }, "it lacks "},
+		"rpm":          {"rocky9-l4", func(b *choice.Bundle, _ *choice.Want) { b.Distro = "rocky:9" }, "--proxy"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			guest := f
