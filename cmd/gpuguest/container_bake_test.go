@@ -169,7 +169,7 @@ func (b *bakery) copy(from, to string) {
 // file writes the bake.yaml of one image and returns the command line.
 func (b *bakery) file(name string) []string {
 	b.t.Helper()
-	text := fmt.Sprintf("images:\n  %s:\n    base: base.qcow2\n    sha256: %s\n    output: out/%[1]s.qcow2\n    lock: %[1]s.lock\n    oven: %s\n    target-gpu: GeForce GTX 1050 Ti\n%s", name, b.sum, b.oven, b.want)
+	text := fmt.Sprintf("images:\n  %[1]s:\n    base: base.qcow2\n    sha256: %[2]s\n    output: out/%[1]s.qcow2\n    lock: %[1]s.lock\n    oven: %[3]s\n    target-gpu: GeForce GTX 1050 Ti\n%[4]s", name, b.sum, b.oven, b.want)
 	if err := os.WriteFile(b.path(name+".yaml"), []byte(text), 0o644); err != nil {
 		b.t.Fatal(err)
 	}

@@ -439,7 +439,9 @@ func TestWhatCannotBeBakedIsSaidAndLeavesNothing(t *testing.T) {
 		"no base":  {func(_ *kitchen, im *bake.Image) { im.Base += ".gone" }, "no such file"},
 		"base over another": {func(k *kitchen, _ *bake.Image) { k.disks.backing = "/other.qcow2" },
 			"reads from another file too, /other.qcow2"},
-		"does not boot": {func(k *kitchen, _ *bake.Image) { k.oven.fails = &oven.BootError{Disk: "disk", What: "does not boot: kernel panic"} },
+		"does not boot": {func(k *kitchen, _ *bake.Image) {
+			k.oven.fails = &oven.BootError{Disk: "disk", What: "does not boot: kernel panic"}
+		},
 			"boot: oven qemu: disk: does not boot: kernel panic"},
 		"no oven":   {func(k *kitchen, _ *bake.Image) { k.oven.cold = errors.New("it is cold") }, "oven qemu: it is cold"},
 		"not there": {func(_ *kitchen, im *bake.Image) { im.Oven = bake.OvenNspawn }, "there is no oven nspawn"},
