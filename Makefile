@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-browser test-container test-real test-vm test-vm-more test-slurm test-packer lint bench deps clean
+.PHONY: build demo test test-fast test-browser test-container test-bake test-real test-vm test-vm-more test-slurm test-packer lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -31,7 +31,11 @@ test-browser: ## the report's page looked at in a real Chromium: sorted, filtere
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 60m -run '^TestContainer' ./cmd/... ./internal/...
 
-# Not part of "make test": each of its five builds takes ten minutes of two cores that have nothing else to do.
+# Not part of "make test" yet.
+test-bake: deps ## a Debian 12 image baked in a container, killed at its phases, and baked again from its lock
+	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -v -timeout 60m -run '^TestNspawnBake$$' ./cmd/gpuguest
+
+# Not part of "make test": each of its builds takes ten minutes of two cores that have nothing else to do.
 test-real: deps ## Debian's own packages of NVIDIA's real driver, built by DKMS in stock guests of Debian 11, 12 and 13
 	GPUGUEST_CONTAINER_REAL=1 $(GO) test -count=1 -v -timeout 5h -run '^TestRealDriver' ./cmd/gpuguest
 

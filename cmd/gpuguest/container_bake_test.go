@@ -27,9 +27,9 @@ type bakery struct {
 	oven string
 }
 
-// TestContainerBake bakes the lab's Debian 12 disk in the oven nspawn: a partition table, GRUB, a real systemd, apt and
+// TestNspawnBake bakes the lab's Debian 12 disk in the oven nspawn: a partition table, GRUB, a real systemd, apt and
 // DKMS, which builds for the image's kernel and not this machine's. NVIDIA's repository is the lab's stand-in.
-func TestContainerBake(t *testing.T) {
+func TestNspawnBake(t *testing.T) {
 	containerTier(t)
 	t.Parallel()
 	b := newBakery(t)
@@ -225,10 +225,27 @@ func (b *bakery) kill(name, word string) {
 	}
 	// What the kernel ends along with it is gone in a moment.
 	deadline := time.Now().Add(20 * time.Second)
-	for time.Now().Before(deadline) && b.tool("sh", "-c", `grep -al -F -- "$1" /proc/[0-9]*/cmdline 2>/dev/null | grep -v "/$$/" || true`, "sh", b.dir+"/out/.") != "" {
+	for time.Now().Before(deadline) && b.atWork() != "" {
 		time.Sleep(100 * time.Millisecond)
 	}
 	b.isWhole(name, false)
+}
+
+// atWork are the processes, a line each, that name a work folder of the images.
+func (b *bakery) atWork() string {
+	b.t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var found []string
+	for _, file := range all {
+		// One that has ended in the meantime is none.
+		if words, err := os.ReadFile(file); err == nil && strings.Contains(string(words), b.dir+"/out/.") {
+			found = append(found, file+": "+strings.ReplaceAll(string(words), "\x00", " "))
+		}
+	}
+	return strings.Join(found, "\n")
 }
 
 // isWhole tells whether there is a whole image or none, and nothing of it at work.
@@ -246,7 +263,7 @@ func (b *bakery) isWhole(name string, want bool) {
 	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), b.dir) {
 		b.t.Errorf("mounts are left, %v", err)
 	}
-	if at := b.tool("sh", "-c", `grep -al -F -- "$1" /proc/[0-9]*/cmdline 2>/dev/null | grep -v "/$$/" || true`, "sh", b.dir+"/out/."); at != "" {
+	if at := b.atWork(); at != "" {
 		b.t.Errorf("processes are left: %s", at)
 	}
 }
