@@ -19,7 +19,7 @@ deps: build ## what the lab, the linters and the benchmarks need on this machine
 demo: deps ## the main job, whole: build a guest with a pretend GPU, install the driver in it over SSH, show the proof
 	bin/guestlab run -- sh testdata/lab/demo.sh
 
-test: lint test-fast test-browser test-container test-slurm test-packer test-vm ## every tier but the GPU's, less what test-real and test-vm-more take hours for
+test: lint test-fast test-browser test-container test-bake test-slurm test-packer ## every tier but the virtual machines', the GPU's, and what test-real takes hours for
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
@@ -31,7 +31,6 @@ test-browser: ## the report's page looked at in a real Chromium: sorted, filtere
 test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -parallel 3 -timeout 60m -run '^TestContainer' ./cmd/... ./internal/...
 
-# Not part of "make test" yet.
 test-bake: deps ## a Debian 12 image baked in a container, killed at its phases, and baked again from its lock
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -v -timeout 60m -run '^TestNspawnBake$$' ./cmd/gpuguest
 
@@ -47,7 +46,8 @@ test-packer: ## the template of docs/ in a real Packer
 	@command -v packer >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends packer; }
 	GPUGUEST_PACKER=1 $(GO) test -count=1 -run '^TestPacker$$' ./cmd/gpuguest
 
-# The main job there and back, the power cuts, and NVIDIA's real module.
+# The main job there and back, the power cuts, and NVIDIA's real module. Not part of "make test" yet: each was seen to
+# pass, but the whole of it was not run with them in it.
 MAINVM := ^(TestVMInstallAndBack|TestVMPowerCut|TestVMRealDriver)$$
 
 test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU

@@ -215,7 +215,14 @@ func TestBrowserSortsFiltersAndOpens(t *testing.T) {
 
 	// A name in the list of causes shows its guest, whatever is filtered.
 	b.do(chromedp.Click(chromedp.CSS("article.cause .who a")))
-	open := ask[[]string](b, `[...document.querySelectorAll("#guests > tbody")].filter(b => b.rows[1].getClientRects().length).map(b => b.innerText)`)
+	// The link changes the address, and the page hears of that in its own time.
+	var open []string
+	for range 50 {
+		if open = ask[[]string](b, `[...document.querySelectorAll("#guests > tbody")].filter(b => b.rows[1].getClientRects().length).map(b => b.innerText)`); len(open) > 0 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	if len(open) != 1 || !strings.Contains(open[0], "gpu-004.rack-1.example") || !strings.Contains(open[0], "BAR1 is 0M @ 0x0") || !strings.Contains(open[0], "pci=realloc") {
 		t.Errorf("open are %q", open)
 	}
