@@ -389,8 +389,20 @@ func TestConvergedGuestsByInstallAndVerify(t *testing.T) {
 	for _, g := range f.guests {
 		g.srv.Change(func(o *guesttest.Options) { o.Exec = convergedGuest(recording) })
 	}
+	// A guest that looks far on a busy machine is sent its line packed first, which the pretend one refuses.
+	refused := func() (n int) {
+		for _, g := range f.guests {
+			for _, line := range g.srv.Commands() {
+				if strings.Contains(line, "gpuguest-pack") {
+					n++
+				}
+			}
+		}
+		return n
+	}
 	cache := t.TempDir()
 	for i, command := range []string{"install", "install", "verify"} {
+		execs, again := 0, refused()
 		var out, errs bytes.Buffer
 		code := run(t.Context(), []string{command, "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--json"}, console{in: strings.NewReader(""), out: &out, err: &errs, cache: cache})
 		var doc report.Document
@@ -398,9 +410,13 @@ func TestConvergedGuestsByInstallAndVerify(t *testing.T) {
 			t.Fatalf("%s: exit %d, %v\n%s\n%s", command, code, err, &out, &errs)
 		}
 		for _, g := range doc.Guests {
-			if g.Result != "done" || g.Driver == "" || g.Execs != []int{2, 1, 1}[i] || len(g.Steps) == 0 {
+			if g.Result != "done" || g.Driver == "" || len(g.Steps) == 0 {
 				t.Errorf("%s: %+v", command, g)
 			}
+			execs += g.Execs
+		}
+		if want := 3*[]int{2, 1, 1}[i] + refused() - again; execs != want {
+			t.Errorf("%s: %d commands in three guests, want %d", command, execs, want)
 		}
 	}
 	if n := f.guests[0].srv.Connections(); n != 3 {
@@ -412,7 +428,7 @@ func TestConvergedGuestsByInstallAndVerify(t *testing.T) {
 func convergedGuest(recording []byte) guesttest.Exec {
 	token := regexp.MustCompile(`gpuguest-hold-[A-Z0-9]+`)
 	check := regexp.MustCompile(`"\$out" (--[0-9a-f]{24}) ([a-z0-9-]+) "\$code"`)
-	return func(_ context.Context, cmd string, in io.Reader, out, errs io.Writer) int {
+	return guesttest.Plain(func(_ context.Context, cmd string, in io.Reader, out, errs io.Writer) int {
 		word := token.FindString(cmd)
 		if word != "" {
 			_, _ = out.Write(recording)
@@ -428,7 +444,7 @@ func convergedGuest(recording []byte) guesttest.Exec {
 			_, _ = io.Copy(io.Discard, in)
 		}
 		return 0
-	}
+	})
 }
 
 func TestWhatIsTheSameForAllGuestsIsWorkedOutOnce(t *testing.T) {

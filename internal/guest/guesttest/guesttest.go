@@ -389,6 +389,19 @@ type Step struct {
 	Do     func(stdin io.Reader) // may wait, read the input or change the server; may be nil
 }
 
+// Plain makes exec a guest that cannot unpack: a command line that was sent packed, which is done when this machine is
+// so busy that the guest looks far, is refused as a guest without gzip does, and comes again in plain words.
+func Plain(exec Exec) Exec {
+	const refused = "gpuguest-pack: no base64 or gzip"
+	return func(ctx context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) int {
+		if strings.Contains(cmd, refused) {
+			fmt.Fprintln(stderr, refused)
+			return 98
+		}
+		return exec(ctx, cmd, stdin, stdout, stderr)
+	}
+}
+
 // Script answers the planned steps in order. A command out of order or beyond the plan fails the test, and
 // so does a step that nobody asked for by its end.
 func Script(t testing.TB, steps ...Step) Exec {
@@ -402,7 +415,7 @@ func Script(t testing.TB, steps ...Step) Exec {
 			t.Errorf("fake: %d planned commands were not asked for, the first: %q", len(steps)-next, steps[next].Match)
 		}
 	})
-	return func(_ context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return Plain(func(_ context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) int {
 		mu.Lock()
 		if next >= len(steps) || !strings.Contains(cmd, steps[next].Match) {
 			mu.Unlock()
@@ -419,7 +432,7 @@ func Script(t testing.TB, steps ...Step) Exec {
 		_, _ = io.WriteString(stdout, st.Stdout)
 		_, _ = io.WriteString(stderr, st.Stderr)
 		return st.Exit
-	}
+	})
 }
 
 // Shell is a pretend guest on this machine: a directory that stands for the guest's state, run directory and
