@@ -142,19 +142,6 @@ func (b baking) images(in io.Reader) (bake.Config, error) {
 	return c, nil
 }
 
-// bakeError says that some images could not be baked.
-type bakeError struct {
-	code int // of the worst
-	text string
-}
-
-func (e *bakeError) Error() string { return e.text }
-
-// Hint says how to go on.
-func (e *bakeError) Hint() string {
-	return "the same command again leaves alone the images that are there; a base is never written to"
-}
-
 // bakedImage is one image's line of bake's JSON. Its names are part of the interface.
 type bakedImage struct {
 	Name     string          `json:"name"`
@@ -228,7 +215,8 @@ func (a *app) bake(ctx context.Context, b baking) error {
 		all = append(all, one)
 	}
 	if failed > 0 {
-		err = &bakeError{worst, fmt.Sprintf("%d of %s could not be baked", failed, report.Count(len(results), "image"))}
+		err = &manyError{worst, fmt.Sprintf("%d of %s could not be baked", failed, report.Count(len(results), "image")),
+			"the same command again leaves alone the images that are there; a base is never written to"}
 	}
 	if a.json {
 		return errors.Join(err, a.writeJSON(map[string]any{"images": all, "exit_code": worst}))

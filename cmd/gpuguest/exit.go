@@ -42,17 +42,14 @@ func exitCode(err error) int {
 	var step *engine.StepError
 	var refusal *choice.Refusal
 	var planned *plan.Refusal
-	var many *fleetError
+	var many *manyError
 	var boot *oven.BootError
 	var gathered *gatherError
-	var images *bakeError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &many):
 		return many.code
-	case errors.As(err, &images):
-		return images.code
 	case errors.Is(err, engine.ErrDetached), errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &boot) && boot.Cause == nil:

@@ -544,18 +544,17 @@ func (b *batch) tell(outcomes []outcome) error {
 // severity orders exit codes, the worst first.
 var severity = []int{exitInterrupted, exitUsage, exitStep, exitVerify, exitUnsupported, exitUnreachable, exitHeld, exitDone}
 
-// fleetError says that some of many guests failed.
-type fleetError struct {
-	code int // of the worst
-	text string
+// manyError says that some of many guests or images failed.
+type manyError struct {
+	code int    // of the worst
+	text string // what became of how many
+	hint string // how to go on
 }
 
-func (e *fleetError) Error() string { return e.text }
+func (e *manyError) Error() string { return e.text }
 
 // Hint says how to go on.
-func (e *fleetError) Hint() string {
-	return "the same command again goes on where each guest is and leaves alone what is done"
-}
+func (e *manyError) Hint() string { return e.hint }
 
 // newFleetError is nil when all guests did what was asked for.
 func newFleetError(outcomes []outcome) error {
@@ -566,7 +565,7 @@ func newFleetError(outcomes []outcome) error {
 	worst := slices.MinFunc(outcomes, func(a, b outcome) int {
 		return cmp.Compare(slices.Index(severity, a.Exit), slices.Index(severity, b.Exit))
 	})
-	return &fleetError{worst.Exit, counts.String()}
+	return &manyError{worst.Exit, counts.String(), "the same command again goes on where each guest is and leaves alone what is done"}
 }
 
 // counts are guests by what became of them.
