@@ -288,8 +288,8 @@ func verifies(ctx context.Context, b *bench) ([]figure, error) {
 // gpuguest checks, those that prove among them, as its report of this very guest counts them, each a command that does
 // nothing, with pipelining. Ansible gathers its facts as gpuguest gathers its own, for both need them to decide, and both
 // begin without a connection. gpuguest's lock, its journal and the kernels, packages and files that its facts hold have
-// no counterpart and are not counted. The guest of the bench has no GPU and no GRUB, so its steps are fewer than those of a
-// real one, each of which costs ansible a process in the guest and gpuguest some lines of a script.
+// no counterpart and are not counted. The guest of the bench has no GPU, so its steps are fewer than those of a real one,
+// each of which costs ansible a process in the guest and gpuguest some lines of a script.
 func besideAnsible(ctx context.Context, b *bench) ([]figure, error) {
 	_, r, err := b.again(ctx, "near")
 	if err != nil {

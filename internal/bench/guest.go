@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -57,8 +58,12 @@ func makeBase(ctx context.Context, cache, script string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	how, err := os.ReadFile(script)
+	if err != nil {
+		return "", err
+	}
 	codename := release["VERSION_CODENAME"]
-	dir := filepath.Join(cache, "base-"+codename)
+	dir := filepath.Join(cache, fmt.Sprintf("base-%s-%.4x", codename, sha256.Sum256(how)))
 	stamp := dir + ".made"
 	if st, err := os.Stat(stamp); err == nil && time.Since(st.ModTime()) < baseLastsDays*24*time.Hour {
 		return dir, nil

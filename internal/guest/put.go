@@ -45,9 +45,12 @@ const (
 	sftpPacket = 261120
 	// sftpAhead requests in flight for each of two writers on a channel cover sshd's 2 MiB channel window.
 	sftpAhead = 5
+	// sftpAheadNear are enough for one writer that gets its answers at once; more under way only cost the guest's
+	// sshd its caches.
+	sftpAheadNear = 2
 
 	windowBytes     = 2 << 20 // sshd's channel window: what one stream can have under way
-	assumedRate     = 300e6   // bytes a second that the way to a guest may carry
+	assumedRate     = 450e6   // bytes a second that the way to a guest may carry
 	maxStreams      = 12
 	streamsEach     = 2 // channels on one connection; more share one TCP send buffer and gain nothing
 	nearby          = 5 * time.Millisecond
@@ -57,9 +60,9 @@ const (
 	stagingDir      = ".gpuguest-upload"
 	chunksAimedFor  = 64
 	pieceBytes      = 8 * sftpPacket // what a writer takes at a time
+	pieceBytesNear  = 64 * sftpPacket
 	lastPieceBytes  = 2 * sftpPacket // the same near the end of the file, so that all writers end together
 	lastBytes       = 32 << 20       // that end: what all channels together have under way
-	writersEach     = 2              // on a channel: while one waits for its last answer, the other keeps the window full
 	tempNameMark    = ".gpuguest-"
 	tempNameHashLen = 12
 )
@@ -547,34 +550,15 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		}, p.close)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	var pieces []piece
-	rest := p.file.Size - p.res.Resumed
-	for _, i := range p.missing {
-		for off := int64(0); off < p.length(i); {
-			n := int64(pieceBytes)
-			if rest < lastBytes {
-				n = lastPieceBytes
-			}
-			n = min(n, p.length(i)-off)
-			pieces = append(pieces, piece{i*p.chunk + off, n})
-			off, rest = off+n, rest-n
-		}
-	}
-	queue := make(chan piece, len(pieces))
-	for _, w := range pieces {
-		queue <- w
-	}
-	close(queue)
-	var left atomic.Int64
-	left.Store(int64(len(pieces)))
+	queue := &pieces{put: p, chunks: p.missing, rest: p.file.Size - p.res.Resumed}
 	extra, stopExtra := context.WithCancel(ctx)
 	lastTaken := func() { stopExtra(); a.cancel() }
 
-	work := func(c *Conn, s *sftp.Client) {
+	work := func(c *Conn, s *sftp.Client, w way) {
 		var g sync.WaitGroup
-		for range writersEach {
+		for range w.writers {
 			g.Go(func() {
-				err := c.do(ctx, func() error { return p.write(s, queue, &left, lastTaken) }, func() { _ = s.Close() })
+				err := c.do(ctx, func() error { return p.write(s, queue, w, lastTaken) }, func() { _ = s.Close() })
 				if err != nil {
 					cancel(err)
 				}
@@ -583,19 +567,27 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		g.Wait()
 	}
 	// Taking leave costs a round trip that nobody needs to wait for: every byte was acknowledged before.
-	channel := func(c *Conn) {
+	channel := func(c *Conn, w way) {
 		s, err := openAnotherSFTP(extra, c)
 		if err != nil {
 			return
 		}
-		work(c, s)
+		work(c, s, w)
 		a.ends.Go(func() { _ = s.Close() })
 	}
 	var all sync.WaitGroup
-	all.Go(func() { work(p.conn, p.sftp) })
+	near := way{writers: 1, ahead: sftpAheadNear, piece: pieceBytesNear}
+	far := way{writers: 2, ahead: sftpAhead, piece: pieceBytes}
 	all.Go(func() {
-		if <-a.streams > 1 {
-			channel(p.conn)
+		switch n := <-a.streams; {
+		case n > streamsEach:
+			all.Go(func() { channel(p.conn, far) })
+			work(p.conn, p.sftp, far)
+		case n > 1:
+			all.Go(func() { channel(p.conn, near) })
+			work(p.conn, p.sftp, near)
+		default:
+			work(p.conn, p.sftp, near)
 		}
 	})
 	all.Go(func() {
@@ -603,7 +595,7 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 			all.Go(func() {
 				var g sync.WaitGroup
 				for range streamsEach {
-					g.Go(func() { channel(c) })
+					g.Go(func() { channel(c, far) })
 				}
 				g.Wait()
 				a.ends.Go(func() { _ = c.Close() })
@@ -619,19 +611,72 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	if failed {
 		return cause
 	}
-	if left.Load() > 0 {
+	if queue.unwritten() > 0 {
 		return errors.New("upload incomplete")
 	}
 	return nil
 }
 
+// way is how a channel is used.
+type way struct {
+	writers int   // while one waits for its last answer, another keeps the window full
+	ahead   int   // requests of each in flight
+	piece   int64 // bytes that one takes at a time
+}
+
 // piece is a range of the file.
 type piece struct{ off, length int64 }
 
+// pieces hands out what is missing, from the front. Towards the end all take little, so that all end together.
+type pieces struct {
+	put *put
+
+	mu      sync.Mutex
+	chunks  []int64 // not wholly taken
+	taken   int64   // bytes of the first of them
+	rest    int64   // bytes not taken
+	written int64   // bytes that the guest acknowledged
+	total   int64   // bytes taken
+}
+
+// next returns a piece of at most so many bytes, and false when there is none left.
+func (q *pieces) next(atMost int64) (piece, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.chunks) == 0 {
+		return piece{}, false
+	}
+	if q.rest < lastBytes {
+		atMost = min(atMost, lastPieceBytes)
+	}
+	i := q.chunks[0]
+	w := piece{off: i*q.put.chunk + q.taken, length: min(atMost, q.put.length(i)-q.taken)}
+	q.taken += w.length
+	q.rest -= w.length
+	q.total += w.length
+	if q.taken == q.put.length(i) {
+		q.chunks, q.taken = q.chunks[1:], 0
+	}
+	return w, true
+}
+
+func (q *pieces) wrote(w piece) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.written += w.length
+}
+
+// unwritten is how many bytes the guest has not acknowledged.
+func (q *pieces) unwritten() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.rest + q.total - q.written
+}
+
 // write sends pieces from the queue until it is empty. When the last one has been taken, connections still
 // on their way are called off. The guest's end of the file is closed with the channel.
-func (p *put) write(s *sftp.Client, queue <-chan piece, left *atomic.Int64, lastTaken func()) error {
-	first, ok := <-queue
+func (p *put) write(s *sftp.Client, queue *pieces, how way, lastTaken func()) error {
+	first, ok := queue.next(how.piece)
 	if !ok {
 		lastTaken()
 		return nil
@@ -645,21 +690,21 @@ func (p *put) write(s *sftp.Client, queue <-chan piece, left *atomic.Int64, last
 	if err != nil {
 		return err
 	}
-	for w, ok := first, true; ok; w, ok = <-queue {
+	for w, ok := first, true; ok; w, ok = queue.next(how.piece) {
 		if _, err := local.Seek(w.off, io.SeekStart); err != nil {
 			return err
 		}
 		if _, err := remote.Seek(w.off, io.SeekStart); err != nil {
 			return err
 		}
-		n, err := remote.ReadFromWithConcurrency(&counted{r: io.LimitReader(local, w.length), p: p}, sftpAhead)
+		n, err := remote.ReadFromWithConcurrency(&counted{r: io.LimitReader(local, w.length), p: p}, how.ahead)
 		if err != nil {
 			return err
 		}
 		if n != w.length {
 			return fmt.Errorf("the local file is shorter than %d bytes", p.file.Size)
 		}
-		left.Add(-1)
+		queue.wrote(w)
 	}
 	lastTaken()
 	return nil

@@ -217,8 +217,8 @@ func TestStreams(t *testing.T) {
 	}{
 		{256 << 20, time.Millisecond, 2},
 		{1 << 20, 100 * time.Millisecond, 1},
-		{256 << 20, 10 * time.Millisecond, 2},
-		{256 << 20, 50 * time.Millisecond, 8},
+		{256 << 20, 10 * time.Millisecond, 3},
+		{256 << 20, 50 * time.Millisecond, 11},
 		{256 << 20, 100 * time.Millisecond, 12},
 		{256 << 20, time.Second, 12},
 	} {

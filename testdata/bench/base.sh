@@ -20,7 +20,11 @@ apt-config dump | grep -E '^Acquire::(Check-Valid-Until|Check-Date|https?::Proxy
 
 # python3 is there for the peer: ansible needs it, gpuguest does not.
 mmdebstrap --quiet --variant=apt --aptopt="$settings" \
-	--include=systemd-sysv,dbus,openssh-server,python3,linux-image-amd64,initramfs-tools,kmod,iproute2,ca-certificates,procps,sudo \
+	--include=systemd-sysv,dbus,openssh-server,python3,linux-image-amd64,grub-pc,initramfs-tools,kmod,iproute2,ca-certificates,procps,sudo \
 	"$codename" "$dir" "$@"
 # Nothing in the guest manages its network, so names are looked up as on this machine.
 cp --remove-destination -L /etc/resolv.conf "$dir/etc/resolv.conf"
+# grub-mkconfig is real, and what would boot from what it writes stands in, as in the lab's containers.
+cp -r "$(dirname "$0")/../../internal/lab/container" "$dir/lab"
+chroot "$dir" sh /lab/boot.sh
+rm -r "$dir/lab"
