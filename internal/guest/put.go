@@ -43,6 +43,8 @@ const (
 	// sftpPacket is the largest payload with which a write request stays below OpenSSH's limit of 256 KiB for
 	// a message (SFTP_MAX_MSG_LENGTH in sftp-common.h).
 	sftpPacket = 261120
+	// sftpPacketFar keeps the buffers of two dozen writers small, where the way and not the work sets the pace.
+	sftpPacketFar = sftpPacket / 2
 	// sftpAhead requests in flight for each of two writers on a channel cover sshd's 2 MiB channel window.
 	sftpAhead = 5
 	// sftpAheadNear are enough for one writer that gets its answers at once; more under way only cost the guest's
@@ -286,19 +288,19 @@ func (p *put) close() {
 	}
 }
 
-// sftpOptions are those of every channel.
-func sftpOptions() []sftp.ClientOption {
-	return []sftp.ClientOption{sftp.MaxPacketUnchecked(sftpPacket), sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(64)}
+// sftpOptions are those of a channel whose requests carry so many bytes.
+func sftpOptions(packet int) []sftp.ClientOption {
+	return []sftp.ClientOption{sftp.MaxPacketUnchecked(packet), sftp.UseConcurrentWrites(true), sftp.MaxConcurrentRequestsPerFile(64)}
 }
 
 // openSFTP opens the first channel for files of a guest, or learns that it has none.
 func openSFTP(ctx context.Context, c *Conn) (*sftp.Client, error) {
-	return callSFTP(ctx, c, func() (*sftp.Client, error) { return sftp.NewClient(c.client, sftpOptions()...) })
+	return callSFTP(ctx, c, func() (*sftp.Client, error) { return sftp.NewClient(c.client, sftpOptions(sftpPacket)...) })
 }
 
 // openAnotherSFTP opens a further one, and saves a round trip: it begins to talk before the guest has agreed. A
 // guest that does not agree would not say so, but this one has before.
-func openAnotherSFTP(ctx context.Context, c *Conn) (*sftp.Client, error) {
+func openAnotherSFTP(ctx context.Context, c *Conn, packet int) (*sftp.Client, error) {
 	return callSFTP(ctx, c, func() (*sftp.Client, error) {
 		ch, reqs, err := c.client.OpenChannel("session", nil)
 		if err != nil {
@@ -310,7 +312,7 @@ func openAnotherSFTP(ctx context.Context, c *Conn) (*sftp.Client, error) {
 			_ = ch.Close()
 			return nil, err
 		}
-		return sftp.NewClientPipe(ch, ch, sftpOptions()...)
+		return sftp.NewClientPipe(ch, ch, sftpOptions(packet)...)
 	})
 }
 
@@ -568,7 +570,7 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	}
 	// Taking leave costs a round trip that nobody needs to wait for: every byte was acknowledged before.
 	channel := func(c *Conn, w way) {
-		s, err := openAnotherSFTP(extra, c)
+		s, err := openAnotherSFTP(extra, c, w.packet)
 		if err != nil {
 			return
 		}
@@ -576,13 +578,14 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		a.ends.Go(func() { _ = s.Close() })
 	}
 	var all sync.WaitGroup
-	near := way{writers: 1, ahead: sftpAheadNear, piece: pieceBytesNear}
-	far := way{writers: 2, ahead: sftpAhead, piece: pieceBytes}
+	near := way{writers: 1, packet: sftpPacket, ahead: sftpAheadNear, piece: pieceBytesNear}
+	first := way{writers: 2, packet: sftpPacket, ahead: sftpAhead, piece: pieceBytes}
+	far := way{writers: 2, packet: sftpPacketFar, ahead: 2 * sftpAhead, piece: pieceBytes}
 	all.Go(func() {
 		switch n := <-a.streams; {
 		case n > streamsEach:
 			all.Go(func() { channel(p.conn, far) })
-			work(p.conn, p.sftp, far)
+			work(p.conn, p.sftp, first)
 		case n > 1:
 			all.Go(func() { channel(p.conn, near) })
 			work(p.conn, p.sftp, near)
@@ -620,6 +623,7 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 // way is how a channel is used.
 type way struct {
 	writers int   // while one waits for its last answer, another keeps the window full
+	packet  int   // bytes of a request
 	ahead   int   // requests of each in flight
 	piece   int64 // bytes that one takes at a time
 }
