@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"gpuguest/distros"
 	"gpuguest/internal/action"
@@ -95,11 +96,12 @@ func add(all []Step, s Step) []Step {
 	return append(all, s)
 }
 
-// Install returns the steps that install a driver, in an order that honours After.
-func Install() []Step { return order(install) }
+// Install returns the steps that install a driver, in an order that honours After. It is everyone's own to read, and
+// sorted once: a plan for each of a thousand guests asks for it.
+var Install = sync.OnceValue(func() []Step { return slices.Clip(order(install)) })
 
 // Uninstall returns the steps that take back what the install steps did.
-func Uninstall() []Step { return order(remove) }
+var Uninstall = sync.OnceValue(func() []Step { return slices.Clip(order(remove)) })
 
 // order sorts by After, and by id among steps that After leaves free, so that the order never depends on
 // how files are named. A cycle panics: it is a mistake in a step.

@@ -328,11 +328,16 @@ func has(b catalog.Branch, flavor string) bool {
 func (r *request) lookAround() {
 	r.marks = map[string]string{}
 	for source, patterns := range r.d.Marks {
-		for p := range r.f.Packages {
-			if first := r.marks[source]; first != "" && first < p {
-				continue // the same one every time
+		for _, pattern := range patterns {
+			// A guest has hundreds of packages, nearly all of which begin otherwise.
+			prefix := pattern
+			if i := strings.IndexAny(pattern, `*?[\`); i >= 0 {
+				prefix = pattern[:i]
 			}
-			for _, pattern := range patterns {
+			for p := range r.f.Packages {
+				if first := r.marks[source]; !strings.HasPrefix(p, prefix) || first != "" && first < p {
+					continue // the same one every time
+				}
 				if ok, _ := path.Match(pattern, p); ok {
 					r.marks[source] = p
 				}
