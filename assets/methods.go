@@ -18,6 +18,11 @@ var ToolkitRunfiles string
 //go:embed driver_runfiles.tsv
 var DriverRunfiles string
 
+// CUDASamples is the table of the archives of NVIDIA's cuda-samples, one row a tag, oldest first.
+//
+//go:embed cuda_samples.tsv
+var CUDASamples string
+
 // InstallerOptions is the table of nvidia-installer's options and of the releases that know them, by name.
 //
 //go:embed installer_options.tsv

@@ -38,6 +38,12 @@ func Needs(in Input) (packages, pins []string) {
 	if !in.Want.WithoutCUDA {
 		packages = append(packages, in.Distro.Compiler...)
 	}
+	if len(sampled(in)) > 0 && in.Distro.CXX != "" {
+		packages = append(packages, in.Distro.CXX)
+	}
+	if len(unbundledSamples(in)) > 0 {
+		packages = append(packages, "cmake", "make")
+	}
 	slices.Sort(packages)
 	return slices.Compact(packages), in.Choice.Pin
 }

@@ -227,6 +227,7 @@ func init() {
 		Apply: func(Input) []action.Action {
 			return []action.Action{action.Run{Title: "remove the record, keep the journal", Script: lines(
 				`for d in "$S"/jobs/*; do case $d in */forget-*) ;; *) rm -rf "$d" ;; esac; done`,
+				`rm -rf "$S/samples"`,
 				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/args" "$S/cuda-keyring.deb" "$S/verify.json" "$S/verify.due"`,
 				`mv "$S/before" "$S/before.forgotten"`,
 				`rm -rf "$S/before.forgotten"`,

@@ -13,20 +13,15 @@ import (
 type sample struct {
 	tool, id string
 	places   []string // patterns of paths, the better ones later
+	sources  []string // the same of folders that it is built from where it is nowhere; nil: it is not built
 	args     string
 	seconds  int // its deadline
 	read     func(string) cuda.Report
 	hint     string
 }
 
-// trees are where cuda-samples are found when somebody unpacked and built them. Folders of users are not
-// among them: what is found is run as root.
-var trees = []string{"/root/cuda-samples*", "/opt/cuda-samples*", "/usr/local/share/cuda-samples*", "/usr/local/cuda-samples*", "/usr/local/cuda*/samples", "/usr/local/cuda*/NVIDIA_CUDA-*_Samples"}
-
-// sampleAt are the places of a program of cuda-samples. They moved with the releases: bundled with CUDA up to
-// 11.5, then Samples/1_Utilities of the git tags by make, from 12.8 by CMake, in the tree or below build, and
-// from 13.3 below cpp (the tags of NVIDIA/cuda-samples; GoogleCloudPlatform/compute-gpu-installation, config.py).
-// The demo suite holds both ready-made, up to CUDA 12.9.
+// sampleAt are the places of a program of cuda-samples: beside its source (sourceAt), or where CMake was told to
+// build. The demo suite holds both programs ready-made, up to CUDA 12.9; what gpuguest built is the best.
 func sampleAt(tool string) []string {
 	all := []string{"/root/NVIDIA_CUDA-*_Samples/bin/*/linux/release/" + tool}
 	for _, tree := range trees {
@@ -35,17 +30,17 @@ func sampleAt(tool string) []string {
 		}
 		all = append(all, tree+"/bin/*/linux/release/"+tool)
 	}
-	return append(all, "/usr/local/cuda*/extras/demo_suite/"+tool)
+	return append(all, "/usr/local/cuda*/extras/demo_suite/"+tool, builtSamples+"/bin/"+tool)
 }
 
 var samples = []sample{
 	{
-		tool: cuda.ToolDeviceQuery, id: "verify-devicequery", places: sampleAt("deviceQuery"), seconds: 120, read: cuda.DeviceQuery,
-		hint: "CUDA up to 12.9 has it in cuda-demo-suite; later ones build it from github.com/NVIDIA/cuda-samples with CMake",
+		tool: cuda.ToolDeviceQuery, id: "verify-devicequery", places: sampleAt("deviceQuery"), sources: sourceAt("deviceQuery", trees...), seconds: 120, read: cuda.DeviceQuery,
+		hint: "CUDA up to 12.9 has it in cuda-demo-suite; gpuguest install --with deviceQuery builds it from cuda-samples, which --cuda-samples brings",
 	},
 	{
-		tool: cuda.ToolBandwidthTest, id: "verify-bandwidthtest", places: sampleAt("bandwidthTest"), args: "--memory=pinned --mode=quick", seconds: 300, read: cuda.BandwidthTest,
-		hint: "CUDA 12.9 dropped bandwidthTest: --with nvbandwidth takes its place",
+		tool: cuda.ToolBandwidthTest, id: "verify-bandwidthtest", places: sampleAt("bandwidthTest"), sources: sourceAt("bandwidthTest", trees...), args: "--memory=pinned --mode=quick", seconds: 300, read: cuda.BandwidthTest,
+		hint: "gpuguest install --with bandwidthTest builds it; CUDA 12.9 dropped it, and --with nvbandwidth takes its place",
 	},
 	{
 		tool: cuda.ToolNVBandwidth, id: "verify-nvbandwidth", args: "-j -t host_to_device_memcpy_ce device_to_host_memcpy_ce", seconds: 600, read: cuda.NVBandwidth,
@@ -91,21 +86,39 @@ func init() {
 	}
 }
 
-// check finds the program and runs it. Its output goes to read, which judges it; the shell judges only what
-// needs no reading: whether it is there, ended in time and with what exit. deviceQuery exits 0 without a GPU,
-// so its count is looked at here too, for a plan that is run as a script.
+// findTool is sh that leaves the last of places at which there is a program in $tool, "" for none.
+func findTool(places []string) string {
+	return lines(
+		`tool=`,
+		// A pattern that matches nothing stays as it is, and no such file can be run.
+		`for f in `+strings.Join(places, " ")+`; do if [ -f "$f" ] && [ -x "$f" ]; then tool=$f; fi; done`)
+}
+
+// check finds the program and runs it; where only its source is in the guest, it is built in a folder that goes with
+// the check. Its output goes to read, which judges it; the shell judges only what needs no reading: whether it is
+// there, ended in time and with what exit. deviceQuery exits 0 without a GPU, so its count is looked at here too, for
+// a plan that is run as a script.
 func (s sample) check(in Input) string {
 	script := []string{
 		private,
-		`tool=`,
-		// A pattern that matches nothing stays as it is, and no such file can be run.
-		`for f in ` + strings.Join(s.places, " ") + `; do if [ -f "$f" ] && [ -x "$f" ]; then tool=$f; fi; done`,
-		`[ -n "$tool" ] || { echo "` + s.tool + ` is not in the guest; looked at: ` + strings.Join(s.places, " ") + `"; exit 1; }`,
+		findTool(s.places),
+		`from=$tool`,
+	}
+	if len(s.sources) > 0 {
+		script = append(script,
+			buildSample(in),
+			`if [ -z "$tool" ] && find_source `+strings.Join(s.sources, " ")+`; then`,
+			`	find_nvcc || { echo "`+s.tool+` is not built, and no nvcc is there to build $src with"; exit 1; }`,
+			`	build_sample `+s.tool+` "$t/sample" >"$t/log" 2>&1 || { echo "`+s.tool+` could not be built from $src:"; tail -n 15 "$t/log"; exit 1; }`,
+			`	from="built from $src"`,
+			`fi`)
+	}
+	script = append(script,
+		`[ -n "$tool" ] || { echo "`+s.tool+` is not in the guest; looked at: `+strings.Join(s.places, " ")+`"; exit 1; }`,
 		`unset CUDA_VISIBLE_DEVICES`,
 		`export CUDA_CACHE_DISABLE=1`,
 		`cd "$t"`,
-		fmt.Sprintf(`set +e; timeout %d "$tool" %s >"$t/out" 2>&1; code=$?; set -e`, s.seconds, s.args),
-	}
+		fmt.Sprintf(`set +e; timeout %d "$tool" %s >"$t/out" 2>&1; code=$?; set -e`, s.seconds, s.args))
 	if s.tool == cuda.ToolNVBandwidth {
 		script = append(script,
 			// Releases before 0.5 know no -j.
@@ -114,7 +127,7 @@ func (s sample) check(in Input) string {
 	script = append(script,
 		`head -c 200000 "$t/out" >"$t/head"`,
 		marked(`"$t/head"`),
-		`echo "$tool"`,
+		`echo "$from"`,
 		`[ $code -ne 124 ] || echo "`+s.tool+fmt.Sprintf(` did not end within %d s"`, s.seconds),
 		`[ $code -eq 0 ] || { echo "exit $code"; tail -n 15 "$t/out"; exit 1; }`)
 	if s.tool == cuda.ToolDeviceQuery {

@@ -57,6 +57,8 @@ the better, as what it has already is not gathered.`,
 				return errors.New("--host is missing: in which guest are the packages gathered?")
 			case m.bundle != "" || m.proxy != "":
 				return errors.New("a bundle is made of what a guest reaches by itself: --bundle and --proxy go with install")
+			case m.samples != "":
+				return errors.New("--cuda-samples goes with install, beside --bundle, and as a file")
 			}
 			if err := checkWant(w); err != nil {
 				return err

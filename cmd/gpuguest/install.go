@@ -69,7 +69,7 @@ says what it would try; --no-fix switches it off.`,
   gpuguest install --host root@vm --driver 580 --flavor open
   gpuguest install --host vm --kernel-arg pci=realloc
   gpuguest install --host vm --html vm.html --junit vm.xml
-  gpuguest install --host vm --cuda auto
+  gpuguest install --host vm --cuda auto --with deviceQuery
   gpuguest install --host vm --runfile NVIDIA-Linux-x86_64-390.42.run --cuda 9.1 --cuda-source runfile
   gpuguest install --host image-builder --no-gpu --device 10de:1eb8 --reboot never`,
 		Args: noArgs,

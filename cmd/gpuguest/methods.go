@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -27,6 +28,7 @@ import (
 type methods struct {
 	runfile, runfileSHA256         string
 	cudaRunfile, cudaRunfileSHA256 string
+	samples, samplesSHA256         string
 	key, cert                      string
 	proxy                          string
 	noProxy                        bool // the environment names none either
@@ -45,6 +47,9 @@ func (m *methods) add(c *cobra.Command, w *choice.Want) {
 	f.StringVar(&w.CUDASource, "cuda-source", "", "where the toolkit comes from, `SOURCE`: nvidia (its repository) or runfile (default: nvidia where it has one)")
 	f.StringVar(&m.cudaRunfile, "cuda-runfile", "", "NVIDIA's installer of the toolkit: a `FILE` here, which is sent, or a URL, which the guest fetches")
 	f.StringVar(&m.cudaRunfileSHA256, "cuda-runfile-sha256", "", "SHA-256, `HEX`, of that installer")
+	addWith(c, w)
+	f.StringVar(&m.samples, "cuda-samples", "", "NVIDIA's cuda-samples, which those that --with names are built from: an archive's `FILE` here, which is sent, a URL, which the guest fetches, or a known tag, as in 12.5 (default: what the guest has, else what goes with --cuda)")
+	f.StringVar(&m.samplesSHA256, "cuda-samples-sha256", "", "SHA-256, `HEX`, of that archive")
 	f.StringVar(&m.key, "secure-boot-key", "", "private key, PEM `FILE`, that modules are signed with; it is sent to the guest and kept there for root alone")
 	f.StringVar(&m.cert, "secure-boot-cert", "", "its certificate, PEM or DER `FILE`, which the guest must trust already where Secure Boot is on")
 	f.StringVar(&m.bundle, "bundle", "", "take all packages and installers from this `FILE` of \"gpuguest bundle\", which is sent: for a guest without a network")
@@ -84,6 +89,12 @@ func (m *methods) settle(of *member, w *choice.Want, files map[string]string) (c
 	}
 	if w.CUDARunfile, err = of.installer("--cuda-runfile", m.cudaRunfile, m.cudaRunfileSHA256, catalog.ToolkitRunfiles(), files); err != nil {
 		return closeFiles, err
+	}
+	if w.Samples, err = of.samples(m.samples, m.samplesSHA256, files); err != nil {
+		return closeFiles, err
+	}
+	if w.Samples.Given() && len(w.With) == 0 {
+		return closeFiles, errors.New("--cuda-samples needs --with: which of them are to be built?")
 	}
 	if m.token != "" {
 		sum, err := once(of, "SHA-256 of "+m.token, func() (string, error) { return sha256File(m.token) })
@@ -177,6 +188,39 @@ func (m *member) installer(flag, name, sum string, known []catalog.Runfile, file
 	}
 	files[info.SHA256] = name
 	return out, nil
+}
+
+// samples says which archive of cuda-samples was named. The member may be none.
+func (m *member) samples(name, sum string, files map[string]string) (choice.Archive, error) {
+	sum = strings.ToLower(sum)
+	switch {
+	case name == "" && sum == "":
+		return choice.Archive{}, nil
+	case name == "":
+		return choice.Archive{}, errors.New("--cuda-samples-sha256 needs --cuda-samples")
+	case sum != "" && !isSHA256(sum):
+		return choice.Archive{}, fmt.Errorf("--cuda-samples-sha256 %q: it is 64 hexadecimal digits", sum)
+	}
+	for _, k := range catalog.SampleArchives() {
+		if name == k.Version || name == k.URL && sum == "" {
+			return choice.Archive{Name: "cuda-samples-" + k.Version + ".tar.gz", URL: k.URL, SHA256: cmp.Or(sum, k.SHA256)}, nil
+		}
+	}
+	if strings.HasPrefix(name, "https://") || strings.HasPrefix(name, "http://") {
+		if sum == "" {
+			return choice.Archive{}, fmt.Errorf("--cuda-samples %s: its SHA-256 is not known: give it by --cuda-samples-sha256", name)
+		}
+		return choice.Archive{Name: path.Base(name), URL: name, SHA256: sum}, nil
+	}
+	have, err := once(m, "SHA-256 of "+name, func() (string, error) { return sha256File(name) })
+	if err != nil {
+		return choice.Archive{}, fmt.Errorf("--cuda-samples %s: %w", name, pathless(err))
+	}
+	if sum != "" && sum != have {
+		return choice.Archive{}, fmt.Errorf("--cuda-samples %s: its SHA-256 is %s, and --cuda-samples-sha256 says %s", name, have, sum)
+	}
+	files[have] = name
+	return choice.Archive{Name: filepath.Base(name), SHA256: have}, nil
 }
 
 // inspect reads an installer that is here. An error names what is wrong, and not the file.

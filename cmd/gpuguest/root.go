@@ -19,6 +19,7 @@ import (
 	"gpuguest/internal/engine"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/oven"
+	"gpuguest/steps"
 )
 
 // console is where a command reads and writes. Results go to out, all else to err.
@@ -309,6 +310,11 @@ func checkWant(w choice.Want) error {
 	for _, arg := range slices.Concat(w.KernelArgs, w.DropArgs) {
 		if arg == "" || strings.ContainsAny(arg, " \t\n\"'\\$`") {
 			return fmt.Errorf("--kernel-arg %q: one word without quotes, blanks, backslashes or $", arg)
+		}
+	}
+	for _, tool := range w.With {
+		if !slices.Contains(steps.Samples(), tool) {
+			return fmt.Errorf("--with %q: it is any of %s", tool, strings.Join(steps.Samples(), ", "))
 		}
 	}
 	if w.LinkFraction < 0 || w.LinkFraction > 1 {

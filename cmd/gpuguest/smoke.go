@@ -57,7 +57,7 @@ last. That is exit status 5; no answer, and a login that is refused, are 3.`,
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			s.image = args[0]
-			if err := checkProofs(w); err != nil {
+			if err := checkWant(w); err != nil {
 				return err
 			}
 			if err := s.check(); err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -28,7 +27,9 @@ managed memory, and the ways between GPUs. Nothing is changed in the guest; wher
 install, one is compiled in a folder of its own that is taken away again. A driver that gpuguest did not install
 is held against itself: its own version and flavor.
 
-With --with, NVIDIA's own programs are run as well, from wherever the guest has them.
+With --with, NVIDIA's own programs are run as well, from wherever the guest has them. deviceQuery and
+bandwidthTest, where only their source and nvcc are there, are built in that folder too; "gpuguest install
+--with" builds them for good.
 
 --install-unit is the one exception: it leaves gpuguest-verify.service in the guest, and one script that it runs.
 At the next boot, once, they make the same checks without gpuguest and write what --json prints to
@@ -43,7 +44,7 @@ that boot, and the CUDA probe is built now. uninstall takes the unit back.`,
   gpuguest verify --host image-builder --no-gpu --install-unit`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := checkProofs(w); err != nil {
+			if err := checkWant(w); err != nil {
 				return err
 			}
 			return a.prove(c.Context(), w, unit)
@@ -59,20 +60,12 @@ that boot, and the CUDA probe is built now. uninstall takes the unit back.`,
 // addProofs adds the flags that say what is to be proved.
 func addProofs(c *cobra.Command, w *choice.Want) {
 	addWant(c, w)
-	c.Flags().StringSliceVar(&w.With, "with", nil, "NVIDIA's own `PROGRAMS` to run too, as far as the guest has them: "+strings.Join(steps.Samples(), ", "))
-	_ = c.RegisterFlagCompletionFunc("with", cobra.FixedCompletions(steps.Samples(), cobra.ShellCompDirectiveNoFileComp))
+	addWith(c, w)
 }
 
-func checkProofs(w choice.Want) error {
-	if err := checkWant(w); err != nil {
-		return err
-	}
-	for _, tool := range w.With {
-		if !slices.Contains(steps.Samples(), tool) {
-			return fmt.Errorf("--with %q: it is any of %s", tool, strings.Join(steps.Samples(), ", "))
-		}
-	}
-	return nil
+func addWith(c *cobra.Command, w *choice.Want) {
+	c.Flags().StringSliceVar(&w.With, "with", nil, "NVIDIA's own `PROGRAMS` to prove the guest with too: "+strings.Join(steps.Samples(), ", "))
+	_ = c.RegisterFlagCompletionFunc("with", cobra.FixedCompletions(steps.Samples(), cobra.ShellCompDirectiveNoFileComp))
 }
 
 // prove holds the guest against the driver that is there, and leaves the unit that does the same at the next boot

@@ -17,6 +17,7 @@ import (
 	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/lab"
+	"gpuguest/internal/report"
 )
 
 // verdicts is what diagnose says of the guest, ranked.
@@ -79,6 +80,26 @@ func (g *vmGuest) replaced(gpus []string, mode string) {
 	if err := g.vm.WaitSSH(ctx); err != nil {
 		g.t.Fatal(err)
 	}
+}
+
+// byUnit waits for what the guest's own unit finds at this boot, and reads it as status and report merge do.
+func (g *vmGuest) byUnit() report.Guest {
+	g.t.Helper()
+	// The unit is ordered among those of the boot and takes an emulated guest its time.
+	left := g.shell(`for try in $(seq 300); do
+	if [ -s /var/lib/gpuguest/verify.json ] && [ ! -e /var/lib/gpuguest/verify.due ]; then cat /var/lib/gpuguest/verify.json; exit 0; fi
+	sleep 2
+done
+systemctl --no-pager status gpuguest-verify
+exit 1`)
+	found, err := report.Read("verify.json", strings.NewReader(left))
+	if err != nil || len(found) != 1 {
+		g.t.Fatalf("verify.json: %v: %s", err, left)
+	}
+	if ran := g.shell("journalctl -b -u gpuguest-verify -o cat --no-pager"); !strings.Contains(ran, "verify-versions") && !strings.Contains(ran, "FAILED") {
+		g.t.Errorf("the unit did not run at this boot: %s", ran)
+	}
+	return found[0]
 }
 
 // state is what became of a step in a run, "" when it was not in the plan.
@@ -181,12 +202,20 @@ apt-get -y -q install --reinstall nvidia-kernel-dkms || true`)
 }
 
 // TestVMUpgradeAndOtherCard does with the stand-in module, which loads and works, what the real one cannot show
-// without silicon: an upgrade without a reboot, and a card that needs the other flavor.
+// without silicon: an upgrade without a reboot, and a card that needs the other flavor. Both of its boots are verified
+// by the guest's own unit too: one finds all well, the other does not.
 func TestVMUpgradeAndOtherCard(t *testing.T) {
 	g := bootVM(t, lab.Spec{}, lab.BootSpec{})
 	r, code := g.run("install", append(g.mirror(), "--driver", "580.95.05")...)
 	if code != exitDone || r.Driver != "580.95.05" {
 		t.Fatalf("install: exit %d, driver %s, error %+v", code, r.Driver, r.Error)
+	}
+	// The next boot is verified, whatever driver of its branch it has.
+	if r, code := g.run("verify", "--install-unit", "--driver", "580"); code != exitDone || state(r, "verify-unit") != engine.Changed {
+		t.Fatalf("verify --install-unit: exit %d, verify-unit %s, error %+v", code, state(r, "verify-unit"), r.Error)
+	}
+	if due := g.shell("ls /var/lib/gpuguest; systemctl is-enabled gpuguest-verify"); !strings.Contains(due, "verify.due") || strings.Contains(due, "verify.json") || !strings.Contains(due, "enabled") {
+		t.Errorf("before the boot: %s", due)
 	}
 	// The guest's owner lets go of the version and upgrades. The module that is loaded stays the old one.
 	g.shell(`export DEBIAN_FRONTEND=noninteractive
@@ -199,9 +228,19 @@ apt-get -y -q --no-install-recommends install nvidia-kernel-dkms nvidia-driver-c
 	if code != exitDone || r.Reboots != 1 || len(r.Remedies) != 1 || r.Remedies[0].Remedy != "reboot" || r.Remedies[0].Result != engine.Helped || r.Driver == "580.95.05" {
 		t.Errorf("install after the upgrade: exit %d, %d reboots, driver %s, tried %+v, error %+v", code, r.Reboots, r.Driver, r.Remedies, r.Error)
 	}
+	if u := g.byUnit(); !u.OK() || u.Exit != exitDone || u.Driver != r.Driver || u.Flavor != r.Flavor || len(u.GPUs) != 1 || u.CUDA() != "works" ||
+		state(u.Report, "verify-smi") != engine.Met || state(u.Report, "next-boot") != engine.Met {
+		t.Errorf("the unit at the boot after the upgrade: result %s, exit %d, driver %s %s, GPUs %v, CUDA %s, error %+v, steps %+v",
+			u.Result, u.Exit, u.Driver, u.Flavor, u.GPUs, u.CUDA(), u.Error, u.Steps)
+	}
 
 	// Another card, which the proprietary modules refuse.
+	g.shell("rm /var/lib/gpuguest/verify.json; touch /var/lib/gpuguest/verify.due")
 	g.replaced([]string{"10de:2b85"}, lab.ModeOK)
+	if u := g.byUnit(); u.OK() || u.Exit != exitVerify || u.Driver != "" || u.Error == nil || u.Error.Step == "" || u.CUDA() == "works" ||
+		!slices.ContainsFunc(u.Verdicts, func(v diagnosis.Verdict) bool { return v.ID == "requires-open" }) {
+		t.Errorf("the unit at the other card's boot: result %s, exit %d, driver %q, CUDA %s, error %+v, verdicts %v", u.Result, u.Exit, u.Driver, u.CUDA(), u.Error, u.Verdicts)
+	}
 	g.expect("requires-open", true)
 	r, code = g.run("diagnose", append(g.mirror(), "--fix", "--driver", "580")...)
 	if code != exitDone || r.Flavor != "open" || r.Reboots != 1 {

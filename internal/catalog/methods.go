@@ -127,6 +127,32 @@ func ToolkitRunfile(version, arch string) (Runfile, bool) {
 	return toolkitRunfiles()[i], true
 }
 
+var sampleArchives = sync.OnceValue(func() []Runfile {
+	var all []Runfile
+	for line := range body(assets.CUDASamples) {
+		f := strings.Split(line, "\t")
+		all = append(all, Runfile{Version: f[0], SHA256: f[1], URL: f[2], Source: f[3]})
+	}
+	return all
+})
+
+// SampleArchives returns the archives of NVIDIA's cuda-samples whose checksums are known, oldest first. They are
+// sources, for any machine; Version is the series of toolkits that a tag was made for. The slice is the caller's.
+func SampleArchives() []Runfile { return slices.Clone(sampleArchives()) }
+
+// SamplesFor returns the archive that goes with a series of toolkits, "12.6": its own, else the newest before it of
+// the same major release. Not every series has a tag, and not of every tag is a checksum known.
+func SamplesFor(series string) (Runfile, bool) {
+	major, _, _ := strings.Cut(series, ".")
+	var found Runfile
+	for _, a := range sampleArchives() {
+		if strings.HasPrefix(a.Version, major+".") && CompareVersions(a.Version, series) <= 0 {
+			found = a
+		}
+	}
+	return found, found.Version != ""
+}
+
 // InstallerOption is one option of nvidia-installer.
 type InstallerOption struct {
 	Name        string // "--silent"; "--[no-]dkms" stands for --dkms and --no-dkms

@@ -39,6 +39,7 @@ func TestEveryRowOfTheMethodTablesIsSound(t *testing.T) {
 		{"toolkits", assets.Toolkits, 1, 73},
 		{"toolkit runfiles", assets.ToolkitRunfiles, 2, 156},
 		{"driver runfiles", assets.DriverRunfiles, 2, 122},
+		{"cuda-samples", assets.CUDASamples, 1, 9},
 		{"installer options", assets.InstallerOptions, 1, 115},
 		{"capabilities", assets.Capabilities, 1, 40},
 	} {
@@ -212,4 +213,21 @@ func FuzzParseToolkit(f *testing.F) {
 			t.Errorf("%q", s)
 		}
 	})
+}
+
+func TestSamplesGoWithTheToolkitOrOneBeforeIt(t *testing.T) {
+	for series, want := range map[string]string{"12.2": "12.2", "12.3": "12.2", "12.6": "12.5", "12.9": "12.9", "13.0": "13.0", "13.9": "13.3", "12.1": "", "11.8": "", "": ""} {
+		got, known := SamplesFor(series)
+		if got.Version != want || known != (want != "") {
+			t.Errorf("%q: %q, want %q", series, got.Version, want)
+		}
+	}
+	sum := regexp.MustCompile(`^[0-9a-f]{64}$`)
+	last := "0"
+	for _, a := range SampleArchives() {
+		if !sum.MatchString(a.SHA256) || a.URL != "https://github.com/NVIDIA/cuda-samples/archive/refs/tags/v"+a.Version+".tar.gz" || CompareVersions(last, a.Version) >= 0 {
+			t.Errorf("%+v", a)
+		}
+		last = a.Version
+	}
 }

@@ -55,6 +55,7 @@ type Want struct {
 	WithoutCUDA   bool     // leave the proof of CUDA out: a guest that shall only have a driver
 	LinkFraction  float64  // part of the PCIe link's bandwidth that pinned copies must reach; 0: the probe's own, a half
 	With          []string // of NVIDIA's own programs, those that are to be run as proofs too: "deviceQuery"
+	Samples       Archive  // source of NVIDIA's samples, which those that With names are built from; zero: what the guest has, or what goes with CUDA
 
 	Runfile     Runfile // the driver's installer; the zero value: one of the tables, and only with SourceRunfile
 	CUDA        string  // toolkit to install: "" or CUDANone, CUDAAuto, a series ("12.8") or a release ("12.8.1")
@@ -89,6 +90,16 @@ type Bundle struct {
 
 // Given tells whether there is a bundle.
 func (b Bundle) Given() bool { return b.SHA256 != "" }
+
+// Archive is a packed source tree. The zero value is none.
+type Archive struct {
+	Name   string // its file name
+	URL    string // where the guest fetches it from; "" the client sends it
+	SHA256 string // lower-case hex
+}
+
+// Given tells whether there is an archive.
+func (a Archive) Given() bool { return a.SHA256 != "" }
 
 // Proxy is a way out of the guest. The file that tells the guest of it, and of the password it may take, is sent.
 type Proxy struct {

@@ -146,6 +146,8 @@ var goldens = []struct {
 	{"ubuntu2404-b200-nvlink5-containerd", "ubuntu2404-b200-nvlink5", choice.Want{ContainerToolkit: choice.EngineContainerd, MIG: "0=7g.180gb;1=off"}},
 	{"sles15-l4-docker", "sles15-l4-docker", choice.Want{ContainerToolkit: choice.EngineDocker}},
 	{"azurelinux3-a100-containerd", "azurelinux3-a100-containerd", choice.Want{ContainerToolkit: choice.EngineContainerd}},
+	{"ubuntu2404-h100-cuda-12.8-samples", "ubuntu2404-h100", choice.Want{CUDA: "12.8", With: []string{"deviceQuery", "bandwidthTest"}}},
+	{"rocky9-l4-samples-sent", "rocky9-l4", choice.Want{With: []string{"deviceQuery"}, Samples: choice.Archive{Name: "cuda-samples-13.0.tar.gz", SHA256: strings.Repeat("67", 32)}}},
 	{"ubuntu2204-a10-vgpu-token", "ubuntu2204-a10-vgpu", choice.Want{Runfile: gridDriver, License: token}},
 	{"ubuntu2204-a10-vgpu-other-driver", "ubuntu2204-a10-vgpu", choice.Want{Runfile: choice.Runfile{Name: "NVIDIA-Linux-x86_64-550.54.14.run", SHA256: strings.Repeat("ab", 32), Version: "550.54.14", Arch: "x86_64"}, License: token, Flavor: choice.FlavorOpen}},
 }
@@ -264,7 +266,7 @@ func TestPlansPassShellcheck(t *testing.T) {
 	if err != nil {
 		t.Skip("no shellcheck on this machine")
 	}
-	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot", "debian12-gtx1050ti-bundle", "rocky9-l4-proxy"}
+	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot", "debian12-gtx1050ti-bundle", "rocky9-l4-proxy", "ubuntu2404-h100-cuda-12.8-samples"}
 	for _, g := range goldens {
 		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
 			continue

@@ -21,6 +21,7 @@ func methodTables(from, to string) error {
 		{"cuda.tsv", "toolkits.tsv", toolkitTable},
 		{"cuda_runfiles.tsv", "toolkit_runfiles.tsv", toolkitRunfileTable},
 		{"driver_run_sha256.tsv", "driver_runfiles.tsv", driverRunfileTable},
+		{"checksums_misc.tsv", "cuda_samples.tsv", sampleTable},
 		{"installer_options.tsv", "installer_options.tsv", optionTable},
 		{"gpus.tsv", "capabilities.tsv", capabilityTable},
 	} {
@@ -103,6 +104,21 @@ func toolkitRunfileTable(rows []row) (string, error) {
 	out.WriteString("toolkit\tarch\tdriver\tsha256\turl\tsource\n")
 	for _, r := range rows {
 		fmt.Fprintf(&out, "%s\t%s\t%s\t%s\t%s\tspack/spack-packages cuda/package.py\n", r["cuda"], r["arch"], r["bundled_driver"], r["sha256"], r["url"])
+	}
+	return out.String(), nil
+}
+
+// sampleTable takes the archives of cuda-samples from among other checksums.
+func sampleTable(rows []row) (string, error) {
+	rows = slices.DeleteFunc(rows, func(r row) bool { return r["kind"] != "cuda-samples tarball" })
+	for _, r := range rows {
+		r["key"] = strings.TrimPrefix(r["key"], "v")
+	}
+	byVersion(rows, "key", "")
+	var out strings.Builder
+	out.WriteString("cuda\tsha256\turl\tsource\n")
+	for _, r := range rows {
+		fmt.Fprintf(&out, "%s\t%s\t%s\tGoogleCloudPlatform/compute-gpu-installation config.py\n", r["key"], r["sha256"], r["url"])
 	}
 	return out.String(), nil
 }
