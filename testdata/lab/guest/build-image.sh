@@ -10,7 +10,9 @@
 # build.conf for the work done here, fakegpu/ and ssh/ (host key and
 # authorized_keys); it takes disk.raw and kernel (the kernel's version).
 # A dkms.tar in WORK, from build-driver.sh, is unpacked over the root. Packages that
-# are named in WORK's file "installed", one a line, are installed in it.
+# are named in WORK's file "installed", one a line, are installed in it. With signing/
+# (key.pem and cert.der) the disk is for UEFI and not for a BIOS, and the pretend GPU's
+# module is signed with the key. A file "os-release" takes the place of the root's own.
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 work=$1
@@ -43,16 +45,30 @@ unbind() {
 
 say "disk and file system"
 truncate -s "$disk_size" disk.raw
-printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk -q disk.raw
+if [ -d signing ]; then
+	printf 'label: gpt\nstart=2048, size=128MiB, type=U\ntype=L\n' | sfdisk -q disk.raw
+else
+	printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk -q disk.raw
+fi
 loop=$(losetup -f --show disk.raw)
 # partx works where the host's kernel does not scan partitions itself; the second
 # form is for a kernel that has done so in the meantime.
 partx -a "$loop" || partx -u "$loop"
 part=${loop}p1
+esp=
+if [ -d signing ]; then
+	esp=${loop}p1 part=${loop}p2
+	mkfs.vfat -F 32 "$esp" >/dev/null
+fi
 mkfs.ext4 -q -F "$part"
 mkdir -p mnt build upper ovl
 mount "$part" mnt
 tar -xpf root.tar -C mnt
+if [ -n "$esp" ]; then
+	mkdir -p mnt/boot/efi
+	mount "$esp" mnt/boot/efi
+fi
+if [ -f os-release ]; then install -m 0644 os-release mnt/usr/lib/os-release; fi
 kernel=$(basename "$(ls -d mnt/lib/modules/*)")
 echo "$kernel" >kernel
 
@@ -79,6 +95,10 @@ chroot build apt-get -q -y update
 chroot build apt-get -q -y --no-install-recommends install "linux-headers-$kernel" gcc make
 cp -r fakegpu build/tmp/fakegpu
 chroot build make -s -C "/lib/modules/$kernel/build" M=/tmp/fakegpu modules
+if [ -d signing ]; then
+	cp -r signing build/tmp/signing
+	chroot build "/lib/modules/$kernel/build/scripts/sign-file" sha256 /tmp/signing/key.pem /tmp/signing/cert.der /tmp/fakegpu/fakegpu.ko
+fi
 mkdir -p modules
 cp build/tmp/fakegpu/fakegpu.ko modules/
 unbind build
@@ -91,6 +111,9 @@ if [ -f dkms.tar ]; then tar -C mnt -xf dkms.tar; fi
 echo fakegpu >mnt/etc/modules-load.d/fakegpu.conf
 uuid=$(blkid -s UUID -o value "$part")
 echo "UUID=$uuid / ext4 errors=remount-ro 0 1" >mnt/etc/fstab
+if [ -n "$esp" ]; then
+	echo "UUID=$(blkid -s UUID -o value "$esp") /boot/efi vfat umask=0077 0 0" >>mnt/etc/fstab
+fi
 echo lab >mnt/etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 lab\n::1 localhost\n' >mnt/etc/hosts
 mkdir -p mnt/etc/systemd/network
@@ -167,15 +190,22 @@ sed -i -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console=tty
 umount -R -l mnt/dev
 mount -t tmpfs tmpfs mnt/dev
 mkdir -p mnt/dev/disk/by-uuid
-for node in null zero random urandom tty "${loop#/dev/}" "${part#/dev/}"; do
+for node in null zero random urandom tty "${loop#/dev/}" "${part#/dev/}" ${esp:+"${esp#/dev/}"}; do
 	cp -a "/dev/$node" mnt/dev/
 done
 ln -s "../../${part#/dev/}" "mnt/dev/disk/by-uuid/$uuid"
-chroot mnt grub-install --target=i386-pc "$loop"
+if [ -n "$esp" ]; then
+	# The guest's firmware has no entry for it: it starts what stands at the fallback path.
+	chroot mnt grub-install --target=x86_64-efi --efi-directory=/boot/efi --bootloader-id=debian --uefi-secure-boot --force-extra-removable --no-nvram
+	[ -s mnt/boot/efi/EFI/BOOT/BOOTX64.EFI ]
+else
+	chroot mnt grub-install --target=i386-pc "$loop"
+	# grub-pc asks where to install when it is upgraded; answered beforehand.
+	echo 'grub-pc grub-pc/install_devices multiselect /dev/vda' | chroot mnt debconf-set-selections
+fi
 chroot mnt update-grub
-# grub-pc asks where to install when it is upgraded; answered beforehand.
-echo 'grub-pc grub-pc/install_devices multiselect /dev/vda' | chroot mnt debconf-set-selections
 grep -q "root=UUID=$uuid" mnt/boot/grub/grub.cfg
 unbind mnt
+if [ -n "$esp" ]; then umount mnt/boot/efi; fi
 umount mnt
 say "done"
