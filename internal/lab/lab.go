@@ -95,17 +95,6 @@ var guestPackages = []string{
 	"locales", "bash-completion", "python3", "gcc", "make", "dpkg-dev", "patch",
 }
 
-// efiPackages boot a guest by UEFI, in the place of grub-pc. Shim and GRUB are signed by Microsoft and by Debian.
-var efiPackages = []string{"grub-efi-amd64", "grub-efi-amd64-signed", "shim-signed"}
-
-// packages are guestPackages for the firmware.
-func (s Spec) packages() []string {
-	if s.Firmware != oven.FirmwareUEFI {
-		return guestPackages
-	}
-	return append(slices.DeleteFunc(slices.Clone(guestPackages), func(p string) bool { return p == "grub-pc" }), efiPackages...)
-}
-
 func (s Spec) normal() (Spec, error) {
 	if s.Suite == "" {
 		s.Suite = "bookworm"
@@ -157,7 +146,7 @@ func Build(ctx context.Context, spec Spec) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	base := hashed("base-"+spec.Suite, []byte(apt.sources), []byte(apt.conf), []byte(strings.Join(spec.packages(), " ")), []byte(kernel))
+	base := hashed("base-"+spec.Suite, []byte(apt.sources), []byte(apt.conf), []byte(strings.Join(guestPackages, " ")), []byte(kernel))
 	baseDir, err := artifact(ctx, spec.Cache, base, func(dir string) error {
 		start := time.Now()
 		if err := buildBase(ctx, spec, apt, dir); err != nil {
@@ -225,7 +214,7 @@ func buildBase(ctx context.Context, spec Spec, apt *aptRoot, dir string) error {
 	// The kernel's own postinst would make an initramfs that build-image.sh
 	// makes again; INITRD=No is how it is told not to.
 	return run(ctx, spec.Log, dir, "env", "INITRD=No", "mmdebstrap", "--variant=important",
-		"--include="+strings.Join(spec.packages(), ","), "--aptopt="+apt.confPath, "--dpkgopt=force-unsafe-io",
+		"--include="+strings.Join(guestPackages, ","), "--aptopt="+apt.confPath, "--dpkgopt=force-unsafe-io",
 		spec.Suite, filepath.Join(dir, "root.tar"), apt.sourcesPath)
 }
 

@@ -141,8 +141,8 @@ echo 'debian ALL=(ALL) NOPASSWD: ALL' >mnt/etc/sudoers.d/90-debian
 chmod 440 mnt/etc/sudoers.d/90-debian
 echo 'worker:lab password' | chroot mnt chpasswd -c SHA256
 
-if [ -f installed ]; then
-	say "packages: $(tr '\n' ' ' <installed)"
+if [ -f installed ] || [ -n "$esp" ]; then
+	say "packages"
 	mv mnt/etc/apt/sources.list.d away.d
 	mv mnt/etc/apt/apt.conf.d/90lab mnt/etc/resolv.conf .
 	mkdir mnt/etc/apt/sources.list.d
@@ -154,10 +154,17 @@ if [ -f installed ]; then
 	# Every kernel's initramfs is made below, once.
 	sed -i 's/^update_initramfs=.*/update_initramfs=no/' mnt/etc/initramfs-tools/update-initramfs.conf
 	chroot mnt apt-get -q -y update
-	# dkms takes a module for every kernel that has its headers.
-	DEBIAN_FRONTEND=noninteractive chroot mnt apt-get -q -y --no-install-recommends install "linux-headers-$kernel"
-	# shellcheck disable=SC2046 # a word a package
-	DEBIAN_FRONTEND=noninteractive chroot mnt apt-get -q -y --no-install-recommends install $(cat installed)
+	if [ -f installed ]; then
+		# dkms takes a module for every kernel that has its headers.
+		chroot mnt apt-get -q -y --no-install-recommends install "linux-headers-$kernel"
+		# shellcheck disable=SC2046 # a word a package
+		chroot mnt apt-get -q -y --no-install-recommends install $(cat installed)
+	fi
+	if [ -n "$esp" ]; then
+		# These replace grub-pc, which is purged so that nothing of it is left to be configured.
+		chroot mnt apt-get -q -y --no-install-recommends install grub-efi-amd64 grub-efi-amd64-signed shim-signed grub-pc-
+		chroot mnt apt-get -q -y purge grub-pc grub-pc-bin
+	fi
 	chroot mnt apt-get clean
 	sed -i 's/^update_initramfs=.*/update_initramfs=yes/' mnt/etc/initramfs-tools/update-initramfs.conf
 	rm -r mnt/etc/apt/sources.list.d mnt/etc/apt/apt.conf.d/90build mnt/etc/resolv.conf mnt/usr/sbin/policy-rc.d
