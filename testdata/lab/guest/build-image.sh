@@ -64,10 +64,7 @@ mkfs.ext4 -q -F "$part"
 mkdir -p mnt build upper ovl
 mount "$part" mnt
 tar -xpf root.tar -C mnt
-if [ -n "$esp" ]; then
-	mkdir -p mnt/boot/efi
-	mount "$esp" mnt/boot/efi
-fi
+if [ -n "$esp" ]; then mkdir -p mnt/boot/efi mnt/boot/grub; fi
 if [ -f os-release ]; then install -m 0644 os-release mnt/usr/lib/os-release; fi
 kernel=$(basename "$(ls -d mnt/lib/modules/*)")
 echo "$kernel" >kernel
@@ -112,7 +109,7 @@ echo fakegpu >mnt/etc/modules-load.d/fakegpu.conf
 uuid=$(blkid -s UUID -o value "$part")
 echo "UUID=$uuid / ext4 errors=remount-ro 0 1" >mnt/etc/fstab
 if [ -n "$esp" ]; then
-	echo "UUID=$(blkid -s UUID -o value "$esp") /boot/efi vfat umask=0077 0 0" >>mnt/etc/fstab
+	echo "UUID=$(blkid -s UUID -o value "$esp") /boot/efi vfat umask=0077,nofail 0 0" >>mnt/etc/fstab
 fi
 echo lab >mnt/etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 lab\n::1 localhost\n' >mnt/etc/hosts
@@ -197,14 +194,23 @@ sed -i -e 's/^GRUB_CMDLINE_LINUX=.*/GRUB_CMDLINE_LINUX="console=tty0 console=tty
 umount -R -l mnt/dev
 mount -t tmpfs tmpfs mnt/dev
 mkdir -p mnt/dev/disk/by-uuid
-for node in null zero random urandom tty "${loop#/dev/}" "${part#/dev/}" ${esp:+"${esp#/dev/}"}; do
+for node in null zero random urandom tty "${loop#/dev/}" "${part#/dev/}"; do
 	cp -a "/dev/$node" mnt/dev/
 done
 ln -s "../../${part#/dev/}" "mnt/dev/disk/by-uuid/$uuid"
 if [ -n "$esp" ]; then
-	# The guest's firmware has no entry for it: it starts what stands at the fallback path.
-	chroot mnt grub-install --target=x86_64-efi --efi-directory=/boot/efi --bootloader-id=debian --uefi-secure-boot --force-extra-removable --no-nvram
-	[ -s mnt/boot/efi/EFI/BOOT/BOOTX64.EFI ]
+	# What grub-install puts there, by hand: it wants the partition mounted, and the host's kernel may not know FAT. The
+	# signed GRUB looks for its configuration in EFI/debian. The firmware has no entry for it: it starts the fallback path.
+	mkdir modules/esp
+	printf "search.fs_uuid %s root\nset prefix=(\$root)'/boot/grub'\nconfigfile \$prefix/grub.cfg\n" "$uuid" >modules/esp/grub.cfg
+	mmd -i "$esp" ::/EFI ::/EFI/BOOT ::/EFI/debian
+	mcopy -i "$esp" mnt/usr/lib/shim/shimx64.efi.signed ::/EFI/BOOT/BOOTX64.EFI
+	mcopy -i "$esp" modules/esp/grub.cfg ::/EFI/debian/grub.cfg
+	for dir in BOOT debian; do
+		mcopy -i "$esp" mnt/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed "::/EFI/$dir/grubx64.efi"
+		mcopy -i "$esp" mnt/usr/lib/shim/mmx64.efi.signed "::/EFI/$dir/mmx64.efi"
+	done
+	mcopy -i "$esp" mnt/usr/lib/shim/shimx64.efi.signed ::/EFI/debian/shimx64.efi
 else
 	chroot mnt grub-install --target=i386-pc "$loop"
 	# grub-pc asks where to install when it is upgraded; answered beforehand.
@@ -213,6 +219,5 @@ fi
 chroot mnt update-grub
 grep -q "root=UUID=$uuid" mnt/boot/grub/grub.cfg
 unbind mnt
-if [ -n "$esp" ]; then umount mnt/boot/efi; fi
 umount mnt
 say "done"
