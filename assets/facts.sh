@@ -586,10 +586,18 @@ if [ -d "$S/firmware/efi" ]; then
 			if [ "$f" = SecureBoot ]; then s=1; fi
 		fi
 	done
+	# Shim was told to check nothing (mokutil --disable-validation): the kernel then takes Secure Boot for off
+	# (drivers/firmware/efi/libstub/secureboot.c).
+	f=$d/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23
+	if [ -r "$f" ]; then
+		v=$(od -An -tu1 "$f" 2>/dev/null)
+		out "MokSBState${TAB}${v##* }"
+	fi
 	if [ -z "$s" ]; then
 		if [ -z "$R" ] && have mokutil; then
 			v=$($T mokutil --sb-state 2>&1 </dev/null)
 			case $v in
+			*'validation is disabled in shim'*) out "SecureBoot${TAB}0" ;;
 			*'SecureBoot enabled'*) out "SecureBoot${TAB}1" ;;
 			*'SecureBoot disabled'*) out "SecureBoot${TAB}0" ;;
 			*) why "no SecureBoot variable, and mokutil said: ${v%%"$NL"*}" ;;

@@ -65,11 +65,17 @@ func (g *vmGuest) sound(when string) {
 // replaced turns the guest off, changes what it is given, and turns it on again.
 func (g *vmGuest) replaced(gpus []string, mode string) {
 	g.t.Helper()
+	g.offFor(func() error { return g.vm.Pretend(gpus, mode) })
+}
+
+// offFor turns the guest off, has something done to it, and turns it on again.
+func (g *vmGuest) offFor(change func() error) {
+	g.t.Helper()
 	g.shell("sync")
 	if err := g.vm.PowerCut(); err != nil {
 		g.t.Fatal(err)
 	}
-	if err := g.vm.Pretend(gpus, mode); err != nil {
+	if err := change(); err != nil {
 		g.t.Fatal(err)
 	}
 	if err := g.vm.Start(); err != nil {

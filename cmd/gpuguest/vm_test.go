@@ -5,6 +5,7 @@ package main
 // for TestVMRealDriver, NVIDIA's packages.
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -52,6 +53,7 @@ type vmGuest struct {
 	vm    *lab.VM
 	image lab.Image
 	repo  *lab.Repo
+	as    string // the repository's name of what the guest is, or passes for
 }
 
 func bootVM(t *testing.T, spec lab.Spec, boot lab.BootSpec) *vmGuest {
@@ -66,7 +68,8 @@ func bootVM(t *testing.T, spec lab.Spec, boot lab.BootSpec) *vmGuest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	repo, err := lab.ServeRepo(ctx, lab.RepoSpec{})
+	as := cmp.Or(spec.As, "debian12")
+	repo, err := lab.ServeRepo(ctx, lab.RepoSpec{Distros: []string{as}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +79,7 @@ func bootVM(t *testing.T, spec lab.Spec, boot lab.BootSpec) *vmGuest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &vmGuest{t: t, vm: vm, image: image, repo: repo}
+	g := &vmGuest{t: t, vm: vm, image: image, repo: repo, as: as}
 	t.Cleanup(func() {
 		if t.Failed() {
 			console := vm.Console()
@@ -152,7 +155,7 @@ func (g *vmGuest) runUntil(ctx context.Context, stop func(line string) bool, com
 
 // mirror are the flags that make the stand-in repository NVIDIA's.
 func (g *vmGuest) mirror() []string {
-	return []string{"--mirror", g.repo.URL, "--keyring-sha256", g.repo.KeyringSHA256["debian12"]}
+	return []string{"--mirror", g.repo.URL, "--keyring-sha256", g.repo.KeyringSHA256[g.as]}
 }
 
 // shell runs a command in the guest for an assertion.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gpuguest/internal/lab"
+	"gpuguest/internal/oven"
 )
 
 // errCommand marks the failure of the command given to "run", whose exit status is passed on.
@@ -25,6 +27,8 @@ var errCommand = errors.New("the command failed")
 // options are the flags several commands share.
 type options struct {
 	suite      string
+	firmware   string
+	as         string
 	realDriver bool
 	installed  []string
 	components []string
@@ -35,6 +39,7 @@ type options struct {
 	gpus    []string
 	mode    string
 	memory  int
+	secure  bool
 	dir     string
 	distros []string
 	address string
@@ -54,6 +59,8 @@ func newRoot() *cobra.Command {
 func (o *options) addBuild(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.suite, "suite", "bookworm", "Debian's code name: bullseye, bookworm or trixie")
+	f.StringVar(&o.firmware, "firmware", oven.FirmwareBIOS, "what the guest boots by: bios, or uefi with Debian's signed shim, GRUB and kernel")
+	f.StringVar(&o.as, "as", "", "distribution that the guest's os-release names, nothing else in it being that distribution's: "+strings.Join(lab.Guises(), ", "))
 	f.StringSliceVar(&o.installed, "installed", nil, "packages of the guest's own sources that it has from the start")
 	f.BoolVar(&o.realDriver, "real-driver", false, "put Debian's own nvidia modules into the image, built beforehand")
 	f.StringSliceVar(&o.components, "components", nil, "components of the guest's sources (default all four)")
@@ -66,6 +73,7 @@ func (o *options) addBoot(cmd *cobra.Command) {
 	f.StringSliceVar(&o.gpus, "device", []string{lab.DefaultGPU}, `pretend GPUs, vendor:device[:subvendor:subdevice], or "none"`)
 	f.StringVar(&o.mode, "mode", lab.ModeOK, "windows of the pretend GPU: ok, needs-realloc, needs-realloc-off, too-small or no-window")
 	f.IntVar(&o.memory, "memory", 0, "the guest's memory in MiB (default 3072)")
+	f.BoolVar(&o.secure, "secure-boot", false, "with Microsoft's keys in the firmware, and the lab's own: for --firmware uefi")
 	f.StringVar(&o.dir, "dir", "", "directory that keeps the guest's disk and console (default a temporary one)")
 }
 
@@ -91,7 +99,7 @@ func progress(phase string, took time.Duration) {
 func (o *options) build(ctx context.Context, log io.Writer) (lab.Image, error) {
 	start := time.Now()
 	image, err := lab.Build(ctx, lab.Spec{
-		Suite: o.suite, RealDriver: o.realDriver, Installed: o.installed, Components: o.components, Log: log, Progress: progress,
+		Suite: o.suite, Firmware: o.firmware, As: o.as, RealDriver: o.realDriver, Installed: o.installed, Components: o.components, Log: log, Progress: progress,
 	})
 	if err == nil {
 		progress("image ready", time.Since(start))
@@ -101,7 +109,7 @@ func (o *options) build(ctx context.Context, log io.Writer) (lab.Image, error) {
 
 func (o *options) boot(ctx context.Context, image lab.Image) (*lab.VM, error) {
 	start := time.Now()
-	vm, err := lab.Boot(ctx, image, lab.BootSpec{Dir: o.dir, Port: o.port, GPUs: o.gpus, Mode: o.mode, Memory: o.memory})
+	vm, err := lab.Boot(ctx, image, lab.BootSpec{Dir: o.dir, Port: o.port, GPUs: o.gpus, Mode: o.mode, Memory: o.memory, SecureBoot: o.secure})
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +122,7 @@ func (o *options) boot(ctx context.Context, image lab.Image) (*lab.VM, error) {
 
 func (o *options) repo(ctx context.Context, log io.Writer) (*lab.Repo, error) {
 	if len(o.distros) == 0 {
-		o.distros = []string{distroOf(o.suite)}
+		o.distros = []string{cmp.Or(o.as, distroOf(o.suite))}
 	}
 	start := time.Now()
 	r, err := lab.ServeRepo(ctx, lab.RepoSpec{Distros: o.distros, Address: o.address, Log: log})
@@ -179,6 +187,7 @@ func newBoot() *cobra.Command {
 		Args:  cobra.NoArgs,
 		Example: `  guestlab boot
   guestlab boot --device 10de:2204 --port 5023
+  guestlab boot --firmware uefi --secure-boot
   guestlab boot --real-driver --mode needs-realloc --dir /tmp/guest`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.withGuest(cmd, func(ctx context.Context, vm *lab.VM, r *lab.Repo) error {

@@ -156,7 +156,7 @@ type Runfile struct {
 // SecureBoot is the firmware's state.
 type SecureBoot struct {
 	EFI         bool     `json:"efi"`          // booted by UEFI
-	State       string   `json:"state"`        // "enabled", "disabled", "unsupported" (BIOS), "" unknown
+	State       string   `json:"state"`        // "enabled", "disabled" (shim's checks too), "unsupported" (BIOS), "" unknown
 	Setup       bool     `json:"setup"`        // in setup mode
 	Keys        []string `json:"keys"`         // descriptions of the asymmetric keys in the kernel's keyrings, as far as /proc/keys shows them
 	SigningKeys []string `json:"signing_keys"` // files of a machine owner key that is in the guest

@@ -580,6 +580,11 @@ func (r *reader) readSecure(s section) error {
 			}
 		case "SetupMode":
 			b.Setup = v == "1"
+		case "MokSBState":
+			// Stands behind SecureBoot.
+			if v == "1" && b.State == "enabled" {
+				b.State = "disabled"
+			}
 		case "key":
 			b.SigningKeys = append(b.SigningKeys, v)
 		case "loader":

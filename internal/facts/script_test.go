@@ -203,6 +203,32 @@ func TestNextKernelIsTheOneTheBootloaderStarts(t *testing.T) {
 	}
 }
 
+// The kernel takes Secure Boot for off as well where shim was told to check nothing, which the firmware does not know.
+func TestSecureBootIsOnWhereTheKernelTakesItForOn(t *testing.T) {
+	const (
+		firmware = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+		shim     = "sys/firmware/efi/efivars/MokSBStateRT-605dab50-e046-4300-abb6-3dd810dd8b23"
+		no, yes  = "\x06\x00\x00\x00\x00", "\x06\x00\x00\x00\x01"
+	)
+	for name, c := range map[string]struct {
+		vars tree
+		want string
+	}{
+		"on":                    {tree{firmware: yes}, "enabled"},
+		"off":                   {tree{firmware: no}, "disabled"},
+		"on, and shim checks":   {tree{firmware: yes, shim: no}, "enabled"},
+		"on, and shim does not": {tree{firmware: yes, shim: yes}, "disabled"},
+		"off, and shim too":     {tree{firmware: no, shim: yes}, "disabled"},
+		"shim alone":            {tree{shim: yes}, ""},
+		"a BIOS":                {tree{"sys/firmware/acpi/": ""}, "unsupported"},
+		"nothing":               {tree{}, ""},
+	} {
+		if f := look(t, c.vars.kernels("6.1.0-50-amd64").write(t)); f.Secure.State != c.want {
+			t.Errorf("%s: %q, want %q", name, f.Secure.State, c.want)
+		}
+	}
+}
+
 const nvidiaList = "deb https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/ /\n"
 
 func TestScriptReadsATreeAsItReadsAGuest(t *testing.T) {

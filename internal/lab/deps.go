@@ -10,7 +10,7 @@ import (
 // Deps are the Debian packages the lab itself needs on the host.
 func Deps() []string {
 	return []string{
-		"qemu-system-x86", "qemu-utils", "ovmf", "mmdebstrap", "fdisk", "util-linux", "e2fsprogs", "zstd",
+		"qemu-system-x86", "qemu-utils", "ovmf", "mmdebstrap", "fdisk", "util-linux", "e2fsprogs", "dosfstools", "mtools", "zstd",
 		"dpkg-dev", "apt-utils", "gnupg", "gcc", "libc6-dev", "binutils", "openssh-client",
 		"systemd-container", "iproute2",
 		"rpm", "dnf", "zypper", "createrepo-c", "kmod",

@@ -19,16 +19,24 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"gpuguest/internal/oven"
 	labfiles "gpuguest/testdata/lab"
 )
 
 // Spec says which image to build. The zero value is Debian 12 without driver.
 type Spec struct {
 	Suite string // Debian's code name; "" is bookworm
+	// Firmware that the guest is for: oven.FirmwareBIOS, which "" is too, or oven.FirmwareUEFI, with Debian's signed
+	// shim, GRUB and kernel, and the pretend GPU's module signed by the lab.
+	Firmware string
+	// As is the distribution that the guest passes for, by NVIDIA's name for it: its os-release says so, and all else
+	// in it is Debian's. "" is none; Guises are the others.
+	As string
 	// RealDriver adds Debian's own nvidia kernel modules, built for the guest's
 	// kernel while the image is made, because that build takes over an hour in
 	// an emulated guest.
@@ -51,6 +59,9 @@ type Image struct {
 	Kernel string // what uname -r says in the guest
 	Suite  string
 	Keys   Keys
+	// Firmware as in Spec. Cert, DER, is what the module of the pretend GPU is signed by where that is UEFI.
+	Firmware string
+	Cert     []byte
 }
 
 // DefaultCache is $XDG_CACHE_HOME/gpuguest-lab or ~/.cache/gpuguest-lab.
@@ -87,6 +98,16 @@ var guestPackages = []string{
 func (s Spec) normal() (Spec, error) {
 	if s.Suite == "" {
 		s.Suite = "bookworm"
+	}
+	switch s.Firmware {
+	case "":
+		s.Firmware = oven.FirmwareBIOS
+	case oven.FirmwareBIOS, oven.FirmwareUEFI:
+	default:
+		return s, fmt.Errorf("firmware %q: it is %s or %s", s.Firmware, oven.FirmwareBIOS, oven.FirmwareUEFI)
+	}
+	if s.As != "" && !slices.Contains(Guises(), s.As) {
+		return s, fmt.Errorf("a guest passes for one of %s, not for %q", strings.Join(Guises(), ", "), s.As)
 	}
 	if s.Components == nil {
 		s.Components = []string{"main", "contrib", "non-free", "non-free-firmware"}
@@ -146,6 +167,17 @@ func Build(ctx context.Context, spec Spec) (Image, error) {
 		inputs = append(inputs, sum)
 	}
 	kind, driverDir := "image-"+spec.Suite, ""
+	var signer Signer
+	if spec.Firmware == oven.FirmwareUEFI {
+		kind += "-uefi"
+		if signer, err = ensureSigner(ctx, spec.Cache); err != nil {
+			return Image{}, fmt.Errorf("key of the lab's modules: %w", err)
+		}
+		inputs = append(inputs, signer.Cert)
+	}
+	if spec.As != "" {
+		kind += "-as-" + spec.As
+	}
 	if spec.RealDriver {
 		kind += "-nvidia"
 		if driverDir, err = driverModules(ctx, spec, apt, base); err != nil {
@@ -159,7 +191,7 @@ func Build(ctx context.Context, spec Spec) (Image, error) {
 	}
 	dir, err := artifact(ctx, spec.Cache, hashed(kind, inputs...), func(dir string) error {
 		start := time.Now()
-		if err := buildImage(ctx, spec, apt, imageInput{dir: dir, base: baseDir, driver: driverDir, keys: keys}); err != nil {
+		if err := buildImage(ctx, spec, apt, imageInput{dir: dir, base: baseDir, driver: driverDir, keys: keys, signer: signer}); err != nil {
 			return err
 		}
 		spec.Progress("guest image", time.Since(start))
@@ -174,7 +206,7 @@ func Build(ctx context.Context, spec Spec) (Image, error) {
 	}
 	return Image{
 		Dir: dir, Disk: filepath.Join(dir, "disk.raw"), Kernel: strings.TrimSpace(string(version)),
-		Suite: spec.Suite, Keys: keys,
+		Suite: spec.Suite, Keys: keys, Firmware: spec.Firmware, Cert: signer.Cert,
 	}, nil
 }
 
@@ -225,6 +257,7 @@ type imageInput struct {
 	dir, base string
 	driver    string // directory of build-driver.sh's result, or ""
 	keys      Keys
+	signer    Signer // zero: a BIOS checks no signatures
 }
 
 func buildImage(ctx context.Context, spec Spec, apt *aptRoot, in imageInput) error {
@@ -241,6 +274,16 @@ func buildImage(ctx context.Context, spec Spec, apt *aptRoot, in imageInput) err
 		"ssh/authorized_keys":           in.keys.AuthorizedKey,
 		"ssh/ssh_host_ed25519_key":      in.keys.hostPrivate,
 		"ssh/ssh_host_ed25519_key.pub":  in.keys.HostPublicKey,
+	}
+	if spec.Firmware == oven.FirmwareUEFI {
+		files["signing/key.pem"], files["signing/cert.der"] = in.signer.key, string(in.signer.Cert)
+	}
+	if spec.As != "" {
+		text, err := fs.ReadFile(labfiles.FS, guisePath(spec.As))
+		if err != nil {
+			return err
+		}
+		files["os-release"] = string(text)
 	}
 	for name, text := range files {
 		if err := writeFile(filepath.Join(in.dir, name), text, 0o600); err != nil {
@@ -269,7 +312,7 @@ func buildImage(ctx context.Context, spec Spec, apt *aptRoot, in imageInput) err
 	if err := runMounting(ctx, spec.Log, in.dir, "guest/build-image.sh"); err != nil {
 		return err
 	}
-	for _, name := range []string{"root.tar", "upper", "ovl", "mnt", "build", "modules", "dkms.tar", "ssh"} {
+	for _, name := range []string{"root.tar", "upper", "ovl", "mnt", "build", "modules", "dkms.tar", "ssh", "signing"} {
 		if err := os.RemoveAll(filepath.Join(in.dir, name)); err != nil {
 			return err
 		}

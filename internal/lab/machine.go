@@ -44,6 +44,9 @@ type BootSpec struct {
 	Mode   string // "" is ModeOK
 	Memory int    // MiB; 0 is 3072
 	CPUs   int    // 0 is 1: an emulated guest forks a third slower on two, and mostly has one thing to do
+	// SecureBoot has an image for UEFI boot with Secure Boot: its variables hold Microsoft's keys, as those of a stock
+	// machine do, and the certificate that the lab's own module is signed by. VM.Enrol adds others.
+	SecureBoot bool
 }
 
 // VM is a guest: a disk of its own over an image and, while it runs, a QEMU.
@@ -114,6 +117,9 @@ func (vm *VM) prepare(ctx context.Context, spec BootSpec) error {
 			return fmt.Errorf("qemu-img: %w: %s", err, out)
 		}
 	}
+	if err := vm.makeVariables(spec.SecureBoot); err != nil {
+		return err
+	}
 	vm.spec, vm.args = spec, qemuArgs(vm, spec)
 	return nil
 }
@@ -148,11 +154,17 @@ func qemuArgs(vm *VM, spec BootSpec) []string {
 		cpus = 1
 	}
 	oem := fmt.Sprintf("fakegpu: gpus=%s mode=%s", strings.Join(gpus, ","), mode)
-	return []string{
-		"-machine", "q35", "-accel", vm.Accel, "-cpu", cpuModel(vm.Accel),
+	machine, firmware := "q35", []string(nil)
+	if vm.Image.Firmware == oven.FirmwareUEFI {
+		machine, firmware = "q35,smm=on", uefiArgs(vm)
+	}
+	return append([]string{
+		"-machine", machine, "-accel", vm.Accel, "-cpu", cpuModel(vm.Accel),
 		"-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(memory),
 		"-display", "none", "-vga", "std",
-		"-drive", "file=" + doubled(vm.path("disk.qcow2")) + ",format=qcow2,if=virtio,cache=unsafe",
+		"-drive", "file=" + doubled(vm.path("disk.qcow2")) + ",format=qcow2,if=none,id=disk,cache=unsafe",
+		// With an index nothing else is booted: a UEFI firmware spends minutes on the network.
+		"-device", "virtio-blk-pci,drive=disk,bootindex=0",
 		"-netdev", fmt.Sprintf("user,id=n0,hostfwd=tcp:127.0.0.1:%d-:22", vm.Port),
 		"-device", "virtio-net-pci,netdev=n0",
 		"-object", "memory-backend-ram,id=bar0,size=128M", "-device", "ivshmem-plain,memdev=bar0",
@@ -161,7 +173,7 @@ func qemuArgs(vm *VM, spec BootSpec) []string {
 		"-chardev", "file,id=console,append=on,path=" + doubled(vm.path("console.log")), "-serial", "chardev:console",
 		"-monitor", "unix:" + doubled(vm.path("monitor.sock")) + ",server,nowait",
 		"-pidfile", vm.path("qemu.pid"),
-	}
+	}, firmware...)
 }
 
 // cpuModel is everything the host has under KVM. Under emulation every feature

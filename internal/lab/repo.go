@@ -31,9 +31,9 @@ func DriverVersions() []string { return []string{"580.95.05", "580.178.04", "595
 // reposPath is where NVIDIA keeps its repositories under its host.
 const reposPath = "/compute/cuda/repos/"
 
-// suites are the distributions the repository can be made for. NVIDIA's packages
-// for Ubuntu have other names and are not imitated.
-var suites = map[string]string{"debian11": "bullseye", "debian12": "bookworm", "debian13": "trixie"}
+// suites are the distributions the repository can be made for, and the Debian whose programs go into it. For Ubuntu
+// there are the metapackages and the pinning packages by NVIDIA's names; what they depend on is named as for Debian.
+var suites = map[string]string{"debian11": "bullseye", "debian12": "bookworm", "debian13": "trixie", "ubuntu2204": "bookworm"}
 
 // RepoSpec says which repository to make and where it is to be reached.
 type RepoSpec struct {

@@ -10,7 +10,9 @@
 # build.conf for the work done here, fakegpu/ and ssh/ (host key and
 # authorized_keys); it takes disk.raw and kernel (the kernel's version).
 # A dkms.tar in WORK, from build-driver.sh, is unpacked over the root. Packages that
-# are named in WORK's file "installed", one a line, are installed in it.
+# are named in WORK's file "installed", one a line, are installed in it. With signing/
+# (key.pem and cert.der) the disk is for UEFI and not for a BIOS, and the pretend GPU's
+# module is signed with the key. A file "os-release" takes the place of the root's own.
 set -eu
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 work=$1
@@ -43,16 +45,27 @@ unbind() {
 
 say "disk and file system"
 truncate -s "$disk_size" disk.raw
-printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk -q disk.raw
+if [ -d signing ]; then
+	printf 'label: gpt\nstart=2048, size=128MiB, type=U\ntype=L\n' | sfdisk -q disk.raw
+else
+	printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk -q disk.raw
+fi
 loop=$(losetup -f --show disk.raw)
 # partx works where the host's kernel does not scan partitions itself; the second
 # form is for a kernel that has done so in the meantime.
 partx -a "$loop" || partx -u "$loop"
 part=${loop}p1
+esp=
+if [ -d signing ]; then
+	esp=${loop}p1 part=${loop}p2
+	mkfs.vfat -F 32 "$esp" >/dev/null
+fi
 mkfs.ext4 -q -F "$part"
 mkdir -p mnt build upper ovl
 mount "$part" mnt
 tar -xpf root.tar -C mnt
+if [ -n "$esp" ]; then mkdir -p mnt/boot/efi mnt/boot/grub; fi
+if [ -f os-release ]; then install -m 0644 os-release mnt/usr/lib/os-release; fi
 kernel=$(basename "$(ls -d mnt/lib/modules/*)")
 echo "$kernel" >kernel
 
@@ -79,6 +92,10 @@ chroot build apt-get -q -y update
 chroot build apt-get -q -y --no-install-recommends install "linux-headers-$kernel" gcc make
 cp -r fakegpu build/tmp/fakegpu
 chroot build make -s -C "/lib/modules/$kernel/build" M=/tmp/fakegpu modules
+if [ -d signing ]; then
+	cp -r signing build/tmp/signing
+	chroot build "/lib/modules/$kernel/build/scripts/sign-file" sha256 /tmp/signing/key.pem /tmp/signing/cert.der /tmp/fakegpu/fakegpu.ko
+fi
 mkdir -p modules
 cp build/tmp/fakegpu/fakegpu.ko modules/
 unbind build
@@ -91,6 +108,9 @@ if [ -f dkms.tar ]; then tar -C mnt -xf dkms.tar; fi
 echo fakegpu >mnt/etc/modules-load.d/fakegpu.conf
 uuid=$(blkid -s UUID -o value "$part")
 echo "UUID=$uuid / ext4 errors=remount-ro 0 1" >mnt/etc/fstab
+if [ -n "$esp" ]; then
+	echo "UUID=$(blkid -s UUID -o value "$esp") /boot/efi vfat umask=0077,nofail 0 0" >>mnt/etc/fstab
+fi
 echo lab >mnt/etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 lab\n::1 localhost\n' >mnt/etc/hosts
 mkdir -p mnt/etc/systemd/network
@@ -118,8 +138,8 @@ echo 'debian ALL=(ALL) NOPASSWD: ALL' >mnt/etc/sudoers.d/90-debian
 chmod 440 mnt/etc/sudoers.d/90-debian
 echo 'worker:lab password' | chroot mnt chpasswd -c SHA256
 
-if [ -f installed ]; then
-	say "packages: $(tr '\n' ' ' <installed)"
+if [ -f installed ] || [ -n "$esp" ]; then
+	say "packages"
 	mv mnt/etc/apt/sources.list.d away.d
 	mv mnt/etc/apt/apt.conf.d/90lab mnt/etc/resolv.conf .
 	mkdir mnt/etc/apt/sources.list.d
@@ -131,10 +151,17 @@ if [ -f installed ]; then
 	# Every kernel's initramfs is made below, once.
 	sed -i 's/^update_initramfs=.*/update_initramfs=no/' mnt/etc/initramfs-tools/update-initramfs.conf
 	chroot mnt apt-get -q -y update
-	# dkms takes a module for every kernel that has its headers.
-	DEBIAN_FRONTEND=noninteractive chroot mnt apt-get -q -y --no-install-recommends install "linux-headers-$kernel"
-	# shellcheck disable=SC2046 # a word a package
-	DEBIAN_FRONTEND=noninteractive chroot mnt apt-get -q -y --no-install-recommends install $(cat installed)
+	if [ -f installed ]; then
+		# dkms takes a module for every kernel that has its headers.
+		chroot mnt apt-get -q -y --no-install-recommends install "linux-headers-$kernel"
+		# shellcheck disable=SC2046 # a word a package
+		chroot mnt apt-get -q -y --no-install-recommends install $(cat installed)
+	fi
+	if [ -n "$esp" ]; then
+		# These replace grub-pc, which is purged so that nothing of it is left to be configured.
+		chroot mnt apt-get -q -y --no-install-recommends install grub-efi-amd64 grub-efi-amd64-signed shim-signed grub-pc-
+		chroot mnt apt-get -q -y purge grub-pc grub-pc-bin
+	fi
 	chroot mnt apt-get clean
 	sed -i 's/^update_initramfs=.*/update_initramfs=yes/' mnt/etc/initramfs-tools/update-initramfs.conf
 	rm -r mnt/etc/apt/sources.list.d mnt/etc/apt/apt.conf.d/90build mnt/etc/resolv.conf mnt/usr/sbin/policy-rc.d
@@ -171,10 +198,25 @@ for node in null zero random urandom tty "${loop#/dev/}" "${part#/dev/}"; do
 	cp -a "/dev/$node" mnt/dev/
 done
 ln -s "../../${part#/dev/}" "mnt/dev/disk/by-uuid/$uuid"
-chroot mnt grub-install --target=i386-pc "$loop"
+if [ -n "$esp" ]; then
+	# What grub-install puts there, by hand: it wants the partition mounted, and the host's kernel may not know FAT. The
+	# signed GRUB looks for its configuration in EFI/debian. The firmware has no entry for it: it starts the fallback path.
+	mkdir modules/esp
+	printf "search.fs_uuid %s root\nset prefix=(\$root)'/boot/grub'\nconfigfile \$prefix/grub.cfg\n" "$uuid" >modules/esp/grub.cfg
+	mmd -i "$esp" ::/EFI ::/EFI/BOOT ::/EFI/debian
+	mcopy -i "$esp" mnt/usr/lib/shim/shimx64.efi.signed ::/EFI/BOOT/BOOTX64.EFI
+	mcopy -i "$esp" modules/esp/grub.cfg ::/EFI/debian/grub.cfg
+	for dir in BOOT debian; do
+		mcopy -i "$esp" mnt/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed "::/EFI/$dir/grubx64.efi"
+		mcopy -i "$esp" mnt/usr/lib/shim/mmx64.efi.signed "::/EFI/$dir/mmx64.efi"
+	done
+	mcopy -i "$esp" mnt/usr/lib/shim/shimx64.efi.signed ::/EFI/debian/shimx64.efi
+else
+	chroot mnt grub-install --target=i386-pc "$loop"
+	# grub-pc asks where to install when it is upgraded; answered beforehand.
+	echo 'grub-pc grub-pc/install_devices multiselect /dev/vda' | chroot mnt debconf-set-selections
+fi
 chroot mnt update-grub
-# grub-pc asks where to install when it is upgraded; answered beforehand.
-echo 'grub-pc grub-pc/install_devices multiselect /dev/vda' | chroot mnt debconf-set-selections
 grep -q "root=UUID=$uuid" mnt/boot/grub/grub.cfg
 unbind mnt
 umount mnt
