@@ -614,7 +614,11 @@ else
 	why "$S/firmware: no such directory"
 fi
 for f in /var/lib/shim-signed/mok/MOK.der /var/lib/shim-signed/mok/MOK.priv /var/lib/dkms/mok.pub /var/lib/dkms/mok.key; do
-	if [ -f "$R$f" ]; then out "key$TAB$f"; fi
+	if [ -f "$R$f" ]; then
+		out "key$TAB$f"
+		# Whether the kernel trusts it shows by its key id.
+		case $f in *.der | *.pub) out "cert$TAB$f$TAB$(base64 <"$R$f" 2>/dev/null | tr -d '\n')" ;; esac
+	fi
 done
 
 sec cloud

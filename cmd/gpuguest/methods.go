@@ -20,6 +20,7 @@ import (
 
 	"gpuguest/internal/catalog"
 	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
 	"gpuguest/internal/report"
 	"gpuguest/internal/runfile"
 )
@@ -275,16 +276,9 @@ func (m *methods) readSigning(files map[string]string) (choice.Signing, error) {
 	}
 	m.certDER = raw
 	keySum, certSum := sha256.Sum256(key), sha256.Sum256(raw)
-	id := cert.SubjectKeyId
-	if len(id) == 0 {
-		// As the certificate has it: a number whose first bit is set has a zero in front (X.690, 8.3).
-		if id = cert.SerialNumber.Bytes(); len(id) > 0 && id[0] >= 0x80 {
-			id = append([]byte{0}, id...)
-		}
-	}
 	s := choice.Signing{
 		KeySHA256: hex.EncodeToString(keySum[:]), CertSHA256: hex.EncodeToString(certSum[:]),
-		Subject: cert.Subject.CommonName, Signer: cert.Issuer.CommonName, KeyID: hex.EncodeToString(id),
+		Subject: cert.Subject.CommonName, Signer: cert.Issuer.CommonName, KeyID: facts.KeyID(cert),
 	}
 	files[s.KeySHA256] = m.key
 	return s, nil

@@ -125,6 +125,19 @@ func TestMakeDecides(t *testing.T) {
 			},
 			get:  "nvidia 580 open dkms: nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-persistenced (nvidia-driver-pinning-580)",
 			warn: "modules load only when DKMS signs them"},
+		{name: "Secure Boot with the very key of DKMS enrolled", as: "debian:12", gpus: []string{t4},
+			edit: func(f *facts.Facts) {
+				f.Secure = facts.SecureBoot{EFI: true, State: "enabled", Keys: []string{"somebody's own: 0011"}, SigningKeys: []string{"/var/lib/dkms/mok.pub"},
+					Certificates: []facts.Certificate{{File: "/var/lib/dkms/mok.pub", Subject: "somebody's own", Issuer: "somebody's own", KeyID: "0011"}}}
+			},
+			get: "nvidia 580 open dkms: nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-persistenced (nvidia-driver-pinning-580)"},
+		{name: "Secure Boot with a driver that is there, signed by a key that is trusted", as: "debian:12", gpus: []string{t4},
+			edit: func(f *facts.Facts) {
+				f.Secure = facts.SecureBoot{EFI: true, State: "enabled", Keys: []string{"the site's modules: 77"}}
+				f.Packages = map[string]string{"nvidia-kernel-open-dkms": "580.95.05-1", "nvidia-driver-cuda": "580.95.05-1", "nvidia-persistenced": "580.95.05-1"}
+				f.Driver.Next = facts.Module{Version: "580.95.05", License: LicenseOpen, Signer: "the site's modules"}
+			},
+			get: "nvidia 580 open dkms: nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-persistenced (nvidia-driver-pinning-580)"},
 		{name: "two GPUs of one mind", as: "ubuntu:24.04", gpus: []string{t4, v100},
 			get: "nvidia 580 proprietary dkms: cuda-drivers-580 nvidia-persistenced (nvidia-driver-pinning-580)"},
 		{name: "two GPUs with one flavor in common", as: "debian:13", gpus: []string{t4, rtx5090},
@@ -246,6 +259,17 @@ func TestMakeRefuses(t *testing.T) {
 		{name: "Secure Boot and a key that is elsewhere", as: "debian:12", gpus: []string{t4},
 			edit: func(f *facts.Facts) {
 				f.Secure = facts.SecureBoot{State: "enabled", Keys: []string{"DKMS module signing key"}}
+			}, says: []string{"Secure Boot"}},
+		{name: "Secure Boot and another DKMS's key", as: "debian:12", gpus: []string{t4},
+			edit: func(f *facts.Facts) {
+				f.Secure = facts.SecureBoot{State: "enabled", Keys: []string{"DKMS module signing key: 2222"}, SigningKeys: []string{"/var/lib/dkms/mok.pub"},
+					Certificates: []facts.Certificate{{File: "/var/lib/dkms/mok.pub", Subject: "DKMS module signing key", Issuer: "DKMS module signing key", KeyID: "1111"}}}
+			}, says: []string{"Secure Boot", "/var/lib/dkms/mok.pub"}},
+		{name: "Secure Boot and a driver that is there, signed by nobody who is trusted", as: "debian:12", gpus: []string{t4},
+			edit: func(f *facts.Facts) {
+				f.Secure = facts.SecureBoot{State: "enabled", Keys: []string{"the site's modules: 77"}}
+				f.Packages = map[string]string{"nvidia-kernel-open-dkms": "580.95.05-1", "nvidia-driver-cuda": "580.95.05-1", "nvidia-persistenced": "580.95.05-1"}
+				f.Driver.Next = facts.Module{Version: "580.95.05", License: LicenseOpen, Signer: "DKMS module signing key"}
 			}, says: []string{"Secure Boot"}},
 		{name: "lockdown without Secure Boot", as: "debian:12", gpus: []string{t4}, edit: func(f *facts.Facts) { f.Kernel.Lockdown = "integrity" }, says: []string{"Secure Boot"}},
 		{name: "Secure Boot and modules built here", as: "ubuntu:24.04", gpus: []string{t4}, want: Want{Modules: "dkms"}, edit: func(f *facts.Facts) { f.Secure.State = "enabled" },

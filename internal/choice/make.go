@@ -623,7 +623,7 @@ func (r *request) packagesObjection(c candidate) string {
 
 // enforced tells whether the guest's kernel loads only signed modules.
 func (r *request) enforced() bool {
-	return r.f.Secure.State == "enabled" || r.f.Kernel.SigEnforce || r.f.Kernel.Lockdown == "integrity" || r.f.Kernel.Lockdown == "confidentiality"
+	return r.f.EnforcesSignatures()
 }
 
 // installed tells whether a candidate is what the guest has: all its packages, or, where somebody put in

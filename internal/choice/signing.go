@@ -4,6 +4,9 @@ import (
 	"errors"
 	"slices"
 	"strings"
+
+	"gpuguest/internal/catalog"
+	"gpuguest/internal/facts"
 )
 
 // Signing is a key, and its certificate, that modules built in the guest are signed with. The files themselves
@@ -23,19 +26,18 @@ func (s Signing) Given() bool { return s.KeySHA256 != "" }
 // certificate of Want.Signing.
 var ErrNotEnrolled = errors.New("the certificate is not enrolled in the guest")
 
-// trusts tells whether the guest's kernel has a certificate among its keys. The kernel lists them as
-// "common name: subject key id" (asymmetric_keys of the kernel's crypto/, x509_public_key.c).
-func (r *request) trusts(s Signing) bool {
-	return s.KeyID != "" && slices.ContainsFunc(r.f.Secure.Keys, func(key string) bool {
-		return strings.HasSuffix(strings.ToLower(key), ": "+s.KeyID)
-	})
-}
+// trusts tells whether the guest's kernel has a certificate among its keys.
+func (r *request) trusts(s Signing) bool { return r.f.Secure.Trusts(s.KeyID) }
 
 // enrolled tells whether what the guest's modules will be signed with is among the keys that its kernel trusts:
-// the key given, else the one that its DKMS signs with, which dkms and Ubuntu's shim-signed name so.
+// the key given, else the one that its DKMS signs with. Where that one's certificate could not be read, a key of the
+// name that dkms and Ubuntu's shim-signed give it stands for it.
 func (r *request) enrolled() bool {
 	if r.w.Signing.Given() {
 		return r.trusts(r.w.Signing)
+	}
+	if certs := r.f.Secure.Certificates; len(certs) > 0 {
+		return slices.ContainsFunc(certs, func(c facts.Certificate) bool { return r.f.Secure.Trusts(c.KeyID) })
 	}
 	return len(r.f.Secure.SigningKeys) > 0 && slices.ContainsFunc(r.f.Secure.Keys, func(subject string) bool {
 		s := strings.ToLower(subject)
@@ -43,12 +45,21 @@ func (r *request) enrolled() bool {
 	})
 }
 
+// signedHere tells whether a candidate is in the guest, with modules for the next kernel that somebody signed by a key
+// of a name that the kernel trusts: there is nothing to sign any more.
+func (r *request) signedHere(c candidate) bool {
+	m := r.f.Driver.Next
+	b, err := catalog.BranchOf(m.Version)
+	return c.here && err == nil && b == c.branch.Number && (r.wish.version == "" || r.wish.version == m.Version) &&
+		(m.License == LicenseOpen) == (c.offer.Flavor == FlavorOpen) && r.f.Secure.Names(m.Signer)
+}
+
 func (r *request) secureBootObjection(c candidate) string {
 	if r.enforced() && !c.offer.Signed && c.offer.Modules == ModulesPrecompiled {
 		return "Secure Boot is enforced, and these modules are signed with a key of NVIDIA's own, which stands beside the packages (NVIDIA2019-public_key.der) and which no guest trusts by itself; " +
 			"whether this guest does is not known here"
 	}
-	if !r.enforced() || c.offer.Signed || r.enrolled() {
+	if !r.enforced() || c.offer.Signed || r.enrolled() || r.signedHere(c) {
 		return ""
 	}
 	const enrol = "A key is enrolled from the host: libvirt and QEMU, virt-fw-vars --add-db with the certificate on the guest's copy of the OVMF variables, " +

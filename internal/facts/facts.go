@@ -5,6 +5,13 @@
 // and the field says so: unknown is a value.
 package facts
 
+import (
+	"crypto/x509"
+	"encoding/hex"
+	"slices"
+	"strings"
+)
+
 // Facts is one look at one guest.
 type Facts struct {
 	OS        OS                `json:"os"`
@@ -160,6 +167,44 @@ type SecureBoot struct {
 	Setup       bool     `json:"setup"`        // in setup mode
 	Keys        []string `json:"keys"`         // descriptions of the asymmetric keys in the kernel's keyrings, as far as /proc/keys shows them
 	SigningKeys []string `json:"signing_keys"` // files of a machine owner key that is in the guest
+
+	Certificates []Certificate `json:"certificates,omitempty"` // those among SigningKeys that could be read
+}
+
+// Certificate is a certificate that modules may be signed with.
+type Certificate struct {
+	File    string `json:"file"`
+	Subject string `json:"subject"` // common name
+	Issuer  string `json:"issuer"`  // common name, which modinfo shows as the signer
+	KeyID   string `json:"key_id"`  // see KeyID
+}
+
+// KeyID is what the kernel lists a certificate by: its subject key id, else its serial number; lower-case hex.
+func KeyID(c *x509.Certificate) string {
+	id := c.SubjectKeyId
+	if len(id) == 0 {
+		// As the certificate has it: a number whose first bit is set has a zero in front (X.690, 8.3).
+		if id = c.SerialNumber.Bytes(); len(id) > 0 && id[0] >= 0x80 {
+			id = append([]byte{0}, id...)
+		}
+	}
+	return hex.EncodeToString(id)
+}
+
+// Trusts tells whether the kernel has a certificate among its keys. It lists them as "common name: key id"
+// (crypto/asymmetric_keys/x509_public_key.c).
+func (b SecureBoot) Trusts(keyID string) bool {
+	return keyID != "" && slices.ContainsFunc(b.Keys, func(key string) bool { return strings.HasSuffix(strings.ToLower(key), ": "+keyID) })
+}
+
+// Names tells whether the kernel has a certificate of a common name among its keys.
+func (b SecureBoot) Names(subject string) bool {
+	return subject != "" && slices.ContainsFunc(b.Keys, func(key string) bool { return key == subject || strings.HasPrefix(key, subject+": ") })
+}
+
+// EnforcesSignatures tells whether the kernel loads no module that it does not trust the signature of.
+func (f Facts) EnforcesSignatures() bool {
+	return f.Secure.State == "enabled" || f.Kernel.SigEnforce || f.Kernel.Lockdown == "integrity" || f.Kernel.Lockdown == "confidentiality"
 }
 
 // Init is the init system.

@@ -2,6 +2,8 @@ package facts
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -587,6 +589,14 @@ func (r *reader) readSecure(s section) error {
 			}
 		case "key":
 			b.SigningKeys = append(b.SigningKeys, v)
+		case "cert":
+			file, text, _ := strings.Cut(v, "\t")
+			// What is no certificate is none of the guest's facts; that the file is there was said.
+			if der, err := base64.StdEncoding.DecodeString(text); err == nil {
+				if c, err := x509.ParseCertificate(der); err == nil {
+					b.Certificates = append(b.Certificates, Certificate{File: file, Subject: c.Subject.CommonName, Issuer: c.Issuer.CommonName, KeyID: KeyID(c)})
+				}
+			}
 		case "loader":
 			r.id["loader"] = v
 		default:

@@ -3,8 +3,13 @@ package facts_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"io/fs"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -465,6 +470,39 @@ func TestPackagesAreReadFromTheDatabaseOfDpkg(t *testing.T) {
 	}
 	if want := []string{"linux-image-amd64"}; !slices.Equal(f.Kernel.Meta, want) {
 		t.Errorf("meta packages: %q", f.Kernel.Meta)
+	}
+}
+
+// TestCertificatesOfTheGuestAreRead tells a machine owner key by what the kernel would list it by.
+func TestCertificatesOfTheGuestAreRead(t *testing.T) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := x509.Certificate{SerialNumber: big.NewInt(0x81), Subject: pkix.Name{CommonName: "DKMS module signing key"}, SubjectKeyId: []byte{0x9a, 0x1c}}
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.SubjectKeyId = nil
+	bare, err := x509.CreateCertificate(rand.Reader, &template, &template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := look(t, tree{
+		"var/lib/dkms/mok.pub": string(der), "var/lib/dkms/mok.key": "secret\n", "var/lib/shim-signed/mok/MOK.der": string(bare),
+		"proc/keys": "3ad2ee5f I------     1 perm 1f030000     0     0 asymmetri DKMS module signing key: 9a1c: X509.rsa 01234567 []\n",
+	}.write(t))
+	const name = "DKMS module signing key"
+	want := []facts.Certificate{{File: "/var/lib/shim-signed/mok/MOK.der", Subject: name, Issuer: name, KeyID: "0081"}, {File: "/var/lib/dkms/mok.pub", Subject: name, Issuer: name, KeyID: "9a1c"}}
+	if !slices.Equal(f.Secure.Certificates, want) {
+		t.Errorf("certificates are %+v", f.Secure.Certificates)
+	}
+	if !f.Secure.Trusts("9a1c") || f.Secure.Trusts("1c") || f.Secure.Trusts("0081") || f.Secure.Trusts("") || !f.Secure.Names(name) || f.Secure.Names("DKMS") {
+		t.Errorf("trusted are %q", f.Secure.Keys)
+	}
+	if f := look(t, tree{"var/lib/dkms/mok.pub": "no certificate\n"}.write(t)); len(f.Secure.Certificates) != 0 || len(f.Secure.SigningKeys) != 1 {
+		t.Errorf("of what is none: %+v", f.Secure)
 	}
 }
 
