@@ -96,12 +96,17 @@ func add(all []Step, s Step) []Step {
 	return append(all, s)
 }
 
-// Install returns the steps that install a driver, in an order that honours After. It is everyone's own to read, and
-// sorted once: a plan for each of a thousand guests asks for it.
-var Install = sync.OnceValue(func() []Step { return slices.Clip(order(install)) })
+// Install returns the steps that install a driver, in an order that honours After.
+func Install() []Step { return slices.Clone(installOrder()) }
 
 // Uninstall returns the steps that take back what the install steps did.
-var Uninstall = sync.OnceValue(func() []Step { return slices.Clip(order(remove)) })
+func Uninstall() []Step { return slices.Clone(removeOrder()) }
+
+// The order is worked out once: a plan for each of a thousand guests asks for it.
+var (
+	installOrder = sync.OnceValue(func() []Step { return order(install) })
+	removeOrder  = sync.OnceValue(func() []Step { return order(remove) })
+)
 
 // order sorts by After, and by id among steps that After leaves free, so that the order never depends on
 // how files are named. A cycle panics: it is a mistake in a step.
