@@ -6,7 +6,7 @@ GO      ?= go
 DEPS    := shellcheck
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 
-.PHONY: build demo test test-fast test-browser test-container test-bake test-real test-vm test-vm-more test-slurm test-packer lint bench deps clean
+.PHONY: build demo test test-fast test-browser test-container test-bake test-bake-five test-real test-vm test-vm-more test-slurm test-packer lint bench deps clean
 
 build: ## bin/gpuguest, static, and the lab's bin/guestlab
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/gpuguest ./cmd/gpuguest
@@ -36,8 +36,11 @@ test-container: deps ## real sshd, systemd, apt and DKMS in system containers
 test-bake: deps ## a Debian 12 image baked in a container, killed at its phases, and baked again from its lock
 	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -v -timeout 60m -run '^TestNspawnBake$$' ./cmd/gpuguest
 
+test-bake-five: deps ## five images of one file side by side, one of them with the modules of both flavors
+	GPUGUEST_CONTAINER=1 $(GO) test -count=1 -v -timeout 60m -run '^TestNspawnFiveImages$$' ./cmd/gpuguest
+
 # Not part of "make test": each of its builds takes ten minutes of two cores that have nothing else to do.
-test-real: deps ## Debian's own packages of NVIDIA's real driver, built by DKMS in stock guests of Debian 11, 12 and 13
+test-real: deps ## Debian's own packages of NVIDIA's real driver, built by DKMS in stock guests of Debian 11, 12 and 13, and in baked images that then boot in QEMU
 	GPUGUEST_CONTAINER_REAL=1 $(GO) test -count=1 -v -timeout 5h -run '^TestRealDriver' ./cmd/gpuguest
 
 test-slurm: ## the job array of docs/ in a real Slurm of one node

@@ -3,6 +3,7 @@
 #
 #   packages          list every package: name, version, architecture, divided by tabs
 #   modules KERNEL    list NVIDIA's modules for KERNEL: path, version, vermagic, license, signer, divided by tabs
+#   flavors KERNEL    list the modules that are kept for KERNEL: flavor, and the same columns; nothing where one set is all
 #   lock_packages     read such a list and hold the package manager to it, as far as it can be
 #   seal KEY BOOT     take away what must not be in an image; KEY is the one-time public key's second word, BOOT the
 #                     boot_id of the guest that is meant: no other machine is ever sealed by mistake
@@ -27,8 +28,17 @@ packages() {
 	fi | sort
 }
 
-modules() {
-	find "$R/lib/modules/$1" -name 'nvidia*.ko*' 2>/dev/null | sort | while IFS= read -r file; do
+modules() { described "$R/lib/modules/$1"; }
+
+flavors() {
+	for dir in "$R/usr/local/lib/gpuguest/modules/$1"/*; do
+		if [ -d "$dir" ]; then described "$dir" | sed "s/^/${dir##*/}$TAB/"; fi
+	done
+}
+
+# described lists the modules below a folder.
+described() {
+	find "$1" -name 'nvidia*.ko*' 2>/dev/null | sort | while IFS= read -r file; do
 		modinfo "$file" 2>/dev/null | awk -v path="${file#"$R"}" '
 			/^(version|vermagic|license|signer):/ { name = $1; sub(/:$/, "", name); sub(/^[a-z]*:[ \t]*/, ""); v[name] = $0 }
 			# Modules of the kernel itself, such as nvidiafb, have no version.

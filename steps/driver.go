@@ -157,7 +157,13 @@ func versionPattern(in Input) string {
 
 // moduleCheck asks the module file itself: dkms status has been seen to say "installed" for a module built
 // against another kernel (NVIDIA/open-gpu-kernel-modules#791, dkms#17).
+//
+// What a boot to come will find may be either flavor, where both are kept for it to pick from.
 func moduleCheck(in Input) string {
+	flavor := `[ "$license" = ` + sh.Quote(in.Choice.License) + ` ] || { echo "the $name module's license is $license, so it is not the ` + in.Choice.Flavor + ` flavor"; exit 1; }`
+	if in.Want.BothFlavors && in.Unseen {
+		flavor = `case $license in ` + sh.Quote(choice.LicenseOpen) + ` | ` + sh.Quote(choice.LicenseProprietary) + `) ;; *) echo "the $name module's license is $license, so it is of neither flavor"; exit 1 ;; esac`
+	}
 	return lines(
 		`next=`+sh.Quote(in.Facts.Kernel.Next)+` name=`+sh.Quote(in.Choice.Module),
 		// One modinfo for all fields, taken apart without a fork: every check of a converged guest costs its time.
@@ -172,7 +178,7 @@ func moduleCheck(in Input) string {
 		``+versionPattern(in)+`) ;;`,
 		`*) echo "the $name module for kernel $next is version $version, planned is `+planned(in)+`"; exit 1 ;;`,
 		`esac`,
-		`[ "$license" = `+sh.Quote(in.Choice.License)+` ] || { echo "the $name module's license is $license, so it is not the `+in.Choice.Flavor+` flavor"; exit 1; }`,
+		flavor,
 		`[ "${vermagic%% *}" = "$next" ] || { echo "the $name module was built for kernel ${vermagic%% *}, the next boot starts $next"; exit 1; }`,
 		`echo "$name $version ($license) for kernel $next"`)
 }

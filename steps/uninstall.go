@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -41,13 +42,22 @@ func toRestore(in Input) []string {
 // unit of systemd. Any other was there before, or belongs to a package.
 func emptied(absent []string) []string {
 	var all []string
-	for _, p := range absent {
-		dir := path.Dir(p)
-		own := path.Base(dir) == "gpuguest" || path.Dir(dir) == "/etc/systemd/system" && strings.HasSuffix(dir, ".service.d")
-		if own && !slices.Contains(all, dir) {
+	add := func(dir string) {
+		if !slices.Contains(all, dir) {
 			all = append(all, dir)
 		}
 	}
+	for _, p := range absent {
+		dir := path.Dir(p)
+		for ; strings.HasPrefix(dir, ownLibrary+"/"); dir = path.Dir(dir) {
+			add(dir)
+		}
+		if path.Base(dir) == "gpuguest" || path.Dir(dir) == "/etc/systemd/system" && strings.HasSuffix(dir, ".service.d") {
+			add(dir)
+		}
+	}
+	// One in another goes first.
+	slices.SortStableFunc(all, func(a, b string) int { return cmp.Compare(strings.Count(b, "/"), strings.Count(a, "/")) })
 	return all
 }
 
@@ -228,7 +238,7 @@ func init() {
 			return []action.Action{action.Run{Title: "remove the record, keep the journal", Script: lines(
 				`for d in "$S"/jobs/*; do case $d in */forget-*) ;; *) rm -rf "$d" ;; esac; done`,
 				`rm -rf "$S/samples"`,
-				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/args" "$S/cuda-keyring.deb" "$S/verify.json" "$S/verify.due"`,
+				`rm -f "$S/packages" "$S/held" "$S/initramfs.proved" "$S/args" "$S/cuda-keyring.deb" "$S/verify.json" "$S/verify.due" "$S/flavor" "$S/flavor.due"`,
 				`mv "$S/before" "$S/before.forgotten"`,
 				`rm -rf "$S/before.forgotten"`,
 				`journal '"event":"uninstalled"'`)}}

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	verifyScriptPath = "/usr/local/lib/gpuguest/verify.sh"
+	verifyScriptPath = ownLibrary + "/verify.sh"
 	verifyUnit       = "gpuguest-verify.service"
 	verifyUnitPath   = "/etc/systemd/system/" + verifyUnit
 	verifyWants      = "/etc/systemd/system/multi-user.target.wants/" + verifyUnit

@@ -266,13 +266,10 @@ func (a *app) recipe(file string, im bake.Image, locked bake.Planned) (bake.Reci
 	if locked.Branch != 0 && w.want.Driver == "" {
 		w.want.Driver = fmt.Sprint(locked.Branch)
 	}
-	for to, from := range map[*string]string{&w.want.Flavor: locked.Flavor, &w.want.Source: locked.Source, &w.want.Modules: locked.Modules} {
+	for to, from := range map[*string]string{&w.want.Source: locked.Source, &w.want.Modules: locked.Modules} {
 		*to = cmp.Or(*to, from)
 	}
 	if err := checkWant(w.want); err != nil {
-		return bake.Recipe{}, err
-	}
-	if err := together(w.want.Devices); err != nil {
 		return bake.Recipe{}, err
 	}
 	files, err := a.keyringFile(w.keyring, &w.want)
@@ -280,17 +277,48 @@ func (a *app) recipe(file string, im bake.Image, locked bake.Planned) (bake.Reci
 		return bake.Recipe{}, err
 	}
 	closeFiles, err := w.methods.settle(nil, &w.want, files)
+	both := false
+	if err == nil {
+		both, err = together(w.want)
+	}
 	if err != nil {
 		return bake.Recipe{}, errors.Join(err, closeFiles())
+	}
+	w.want.BothFlavors, w.want.Flavor = both, cmp.Or(w.want.Flavor, locked.Flavor)
+	if both {
+		w.want.Flavor = choice.FlavorOpen
 	}
 	want := settle(w.want)
 	// What a flag of install says by default.
 	boots := bootFlags{reboot: choice.RebootIfNeeded, maxReboots: 5, rebootTimeout: 20 * time.Minute, busyWait: 75 * time.Second}
 	one := &app{console: a.console, reach: reach{host: im.Name}, logDir: a.logDir}
-	cfg := one.engineConfig(boots, files, installing(want))
-	mending(engine.SafeRemedies, &want)(&cfg)
+	configure := func(makePlan func(facts.Facts) (plan.Plan, error)) engine.Config {
+		cfg := one.engineConfig(boots, files, makePlan)
+		mending(engine.SafeRemedies, &want)(&cfg)
+		return cfg
+	}
+	var first []engine.Config
+	last := installing(want)
+	if both {
+		// The branch that the first run decides on is the second's too: there is one set of libraries.
+		branch := want.Driver
+		first = append(first, configure(func(f facts.Facts) (plan.Plan, error) {
+			other := want
+			other.Flavor = choice.FlavorProprietary
+			p, err := installing(other)(f)
+			if want.Driver == "" && err == nil {
+				branch = fmt.Sprint(p.Choice.Branch)
+			}
+			return p, err
+		}))
+		last = func(f facts.Facts) (plan.Plan, error) {
+			same := want
+			same.Driver = branch
+			return installing(same)(f)
+		}
+	}
 	return bake.Recipe{
-		Engine: cfg, Close: closeFiles,
+		Engine: configure(last), First: first, Close: closeFiles,
 		Verify: func(f facts.Facts) (plan.Plan, error) {
 			in, err := installed(f, want)
 			if err != nil {
@@ -319,10 +347,12 @@ func (w *wish) beside(file, name string, values []string) []string {
 	return values
 }
 
-// together refuses GPUs that no one set of modules drives: an image has one.
-func together(devices []string) error {
+// together tells whether GPUs need both flavors of the modules, which are then both put in: the proprietary ones first,
+// so that the packages in the image are those of the open ones, which are the flavor that goes on. It refuses GPUs that no
+// one branch drives, and a wish that leaves no room for both flavors.
+func together(w choice.Want) (both bool, err error) {
 	var open, proprietary, newest, oldest *catalog.GPU
-	for _, id := range devices {
+	for _, id := range w.Devices {
 		f := strings.Split(strings.ToLower(id), ":")
 		if len(f) != 2 && len(f) != 4 {
 			continue // what is wrong with it is said where the driver is chosen
@@ -346,15 +376,22 @@ func together(devices []string) error {
 		}
 	}
 	name := func(g *catalog.GPU) string { return fmt.Sprintf("%s (%s:%s)", g.Name, catalog.NVIDIA, g.Device) }
-	switch {
-	case open != nil && proprietary != nil:
-		return &choice.Refusal{What: "one image for " + name(open) + " and " + name(proprietary),
-			Reason: "the first needs the open kernel modules, which do not drive the second: make an image for each"}
-	case newest != nil && oldest != nil && newest.First > oldest.Last:
-		return &choice.Refusal{What: "one image for " + name(newest) + " and " + name(oldest),
-			Reason: fmt.Sprintf("the first needs branch %d or newer, and no branch after %d drives the second: make an image for each", newest.First, oldest.Last)}
+	refuse := func(a, b *catalog.GPU, format string, args ...any) (bool, error) {
+		return false, &choice.Refusal{What: "one image for " + name(a) + " and " + name(b), Reason: fmt.Sprintf(format, args...) + ": make an image for each"}
 	}
-	return nil
+	if newest != nil && oldest != nil && newest.First > oldest.Last {
+		return refuse(newest, oldest, "the first needs branch %d or newer, and no branch after %d drives the second", newest.First, oldest.Last)
+	}
+	if open == nil || proprietary == nil {
+		return false, nil
+	}
+	switch {
+	case w.Flavor != "":
+		return refuse(open, proprietary, "the first needs the open kernel modules, which do not drive the second, and flavor says %s", w.Flavor)
+	case w.Source == choice.SourceRunfile || w.Modules != "" && w.Modules != choice.ModulesDKMS:
+		return refuse(open, proprietary, "the first needs the open kernel modules, which do not drive the second, and both are put in only from packages that DKMS builds")
+	}
+	return true, nil
 }
 
 // lockedWriter lets several goroutines write to one writer.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"path/filepath"
@@ -11,6 +12,9 @@ import (
 
 	"gpuguest/internal/bake"
 	"gpuguest/internal/choice"
+	"gpuguest/internal/facts"
+	"gpuguest/internal/inventory"
+	"gpuguest/internal/plan"
 )
 
 // TestBakeFileOfTheDocumentsIsTaken: docs/bake.yaml parses, and every key that it and docs/bake.md name is one.
@@ -90,16 +94,70 @@ func TestImageOptionsAreInstallsFlags(t *testing.T) {
 	}
 }
 
-func TestOneImageHasOneSetOfModules(t *testing.T) {
-	var refusal *choice.Refusal
-	for _, devices := range [][]string{{"10de:1c82", "10de:2901"}, {"10de:102d", "10de:2330"}} {
-		if err := together(devices); !errors.As(err, &refusal) || !strings.Contains(err.Error(), "make an image for each") || exitCode(err) != exitUnsupported {
-			t.Errorf("%q: %v", devices, err)
+// TestBothFlavorsArePutInWhereGPUsNeedThem: a GTX 1050 Ti (no GSP), a B200 (open modules only), a T4 and an H100 (either),
+// a K80 (no branch after 470).
+func TestBothFlavorsArePutInWhereGPUsNeedThem(t *testing.T) {
+	for _, devices := range [][]string{{"10de:1c82", "10de:2901"}, {"10de:1eb8", "10de:2901", "10de:1c82"}} {
+		if both, err := together(choice.Want{Devices: devices}); err != nil || !both {
+			t.Errorf("%q: both %v, %v", devices, both, err)
 		}
 	}
 	for _, devices := range [][]string{nil, {"10de:1eb8", "10de:2330"}, {"10de:1c82", "10de:1eb8"}, {"nonsense"}, {"10de:ffff", "10de:1c82"}} {
-		if err := together(devices); err != nil {
-			t.Errorf("%q: %v", devices, err)
+		if both, err := together(choice.Want{Devices: devices}); err != nil || both {
+			t.Errorf("%q: both %v, %v", devices, both, err)
+		}
+	}
+	var refusal *choice.Refusal
+	mixed := []string{"10de:1c82", "10de:2901"}
+	for name, test := range map[string]struct {
+		want   choice.Want
+		reason string
+	}{
+		"no branch":   {choice.Want{Devices: []string{"10de:102d", "10de:2330"}}, "no branch after 470 drives the second"},
+		"flavor":      {choice.Want{Devices: mixed, Flavor: choice.FlavorOpen}, "flavor says open"},
+		"runfile":     {choice.Want{Devices: mixed, Source: choice.SourceRunfile}, "only from packages that DKMS builds"},
+		"precompiled": {choice.Want{Devices: mixed, Modules: choice.ModulesPrecompiled}, "only from packages that DKMS builds"},
+	} {
+		_, err := together(test.want)
+		if !errors.As(err, &refusal) || !strings.Contains(err.Error(), test.reason+": make an image for each") || exitCode(err) != exitUnsupported {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestRecipeOfBothFlavorsInstallsOneAfterTheOther: two runs of the engine in one guest, of one branch, the open flavor last.
+func TestRecipeOfBothFlavorsInstallsOneAfterTheOther(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join("..", "..", "testdata", "guests", "debian12-no-gpu.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := facts.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im := bake.Image{Name: "both", Options: []inventory.Option{{Name: "target-gpu", Values: []string{"10de:1c82", "10de:2901"}}}}
+	// The lock says what the driver was; of two flavors it can say one, which stands for nothing.
+	for _, locked := range []bake.Planned{{}, {Branch: 570, Flavor: choice.FlavorProprietary, Source: choice.SourceNVIDIA, Modules: choice.ModulesDKMS}} {
+		r, err := (&app{}).recipe("bake.yaml", im, locked)
+		if err != nil || len(r.First) != 1 {
+			t.Fatalf("%d first runs, %v", len(r.First), err)
+		}
+		first, err := r.First[0].Plan(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, err := r.Engine.Plan(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		branch := cmp.Or(locked.Branch, 580)
+		if a, b := first.Choice, last.Choice; a.Flavor != choice.FlavorProprietary || b.Flavor != choice.FlavorOpen || a.Branch != branch || b.Branch != branch || a.Source != choice.SourceNVIDIA || len(b.GPUs) != 2 {
+			t.Errorf("first %s %d from %s, then %s %d for %d GPUs", a.Flavor, a.Branch, a.Source, b.Flavor, b.Branch, len(b.GPUs))
+		}
+		for _, p := range []plan.Plan{first, last} {
+			if !slices.ContainsFunc(p.Items(), func(it plan.Item) bool { return it.ID == "both-flavors" }) {
+				t.Errorf("the %s run keeps no modules", p.Choice.Flavor)
+			}
 		}
 	}
 }

@@ -35,6 +35,7 @@ var layers = []string{
 	"gpuguest/internal/inventory",
 	"gpuguest/internal/fleet",
 	"gpuguest/internal/report",
+	"gpuguest/internal/cgroup",
 	"gpuguest/internal/oven",
 	"gpuguest/internal/oven/nspawn",
 	"gpuguest/internal/bake",

@@ -103,6 +103,8 @@ func asPlanned(f facts.Facts, w choice.Want) choice.Want {
 		switch {
 		case r.Step == "driver" && r.Event == "end":
 			last = r
+		case r.Event == "picked":
+			last.Flavor = r.Flavor
 		case r.Event == "uninstalled":
 			last = engine.Record{}
 		}

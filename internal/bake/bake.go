@@ -41,6 +41,9 @@ import (
 type Recipe struct {
 	// Engine is install's configuration without Host, Dial, Reboot and Tell, which are the baker's to fill in.
 	Engine engine.Config
+	// First are runs before it, in order, each of which keeps the modules of another flavor in the image; nil none.
+	// They are configured as Engine is.
+	First []engine.Config
 	// Verify makes the plan that leaves the first boot's verification in the image.
 	Verify func(facts.Facts) (plan.Plan, error)
 	// Close removes what was made for the recipe; nil nothing.
@@ -117,6 +120,7 @@ type baking struct {
 	im     Image
 	recipe Recipe
 	lock   *Lock
+	early  []Package // that were there when Recipe.First had run
 	w      *work
 	began  time.Time
 	phase  string
@@ -440,7 +444,19 @@ func (k *baking) inGuest(ctx context.Context, o oven.Oven) error {
 			return err
 		}
 	}
-	report, err := engine.Run(ctx, k.engine(o, k.remembering(k.recipe.Engine.Plan)))
+	for _, first := range k.recipe.First {
+		report, err := engine.Run(ctx, k.engine(o, first, first.Plan))
+		k.m.Report = report
+		if err != nil {
+			return err
+		}
+		there, err := k.packages(ctx)
+		if err != nil {
+			return err
+		}
+		k.early = append(k.early, there...)
+	}
+	report, err := engine.Run(ctx, k.engine(o, k.recipe.Engine, k.remembering(k.recipe.Engine.Plan)))
 	k.m.Report = report
 	if err != nil {
 		return err
@@ -449,7 +465,7 @@ func (k *baking) inGuest(ctx context.Context, o oven.Oven) error {
 		if err := k.begin(ctx, PhaseVerify); err != nil {
 			return err
 		}
-		cfg := k.engine(o, k.recipe.Verify)
+		cfg := k.engine(o, k.recipe.Engine, k.recipe.Verify)
 		cfg.Remedies = engine.NoRemedies
 		if _, err := engine.Run(ctx, cfg); err != nil {
 			return err
@@ -467,9 +483,8 @@ func (k *baking) inGuest(ctx context.Context, o oven.Oven) error {
 	return k.seal(ctx)
 }
 
-// engine is the configuration of one run in the guest.
-func (k *baking) engine(o oven.Oven, makePlan func(facts.Facts) (plan.Plan, error)) engine.Config {
-	cfg := k.recipe.Engine
+// engine is the configuration of one run in the guest, as cfg but for the plan.
+func (k *baking) engine(o oven.Oven, cfg engine.Config, makePlan func(facts.Facts) (plan.Plan, error)) engine.Config {
 	cfg.Host, cfg.Dial = k.im.Name, k.dial
 	cfg.Reboot = choice.RebootIfNeeded
 	cfg.Plan = makePlan
@@ -561,23 +576,38 @@ func (k *baking) inspect(ctx context.Context) error {
 		k.m.Targets = append(k.m.Targets, strings.TrimSpace(g.Title()))
 	}
 	k.m.Journal = journalLines(f.State.Journal)
-	text, err := k.sh(ctx, "packages", nil)
+	if k.m.Packages, err = k.packages(ctx); err != nil {
+		return err
+	}
+	text, err := k.sh(ctx, "modules "+sh.Quote(f.Kernel.Next), nil)
 	if err != nil {
 		return err
 	}
-	if k.m.Packages, err = parsePackages(text); err != nil {
+	if k.m.Modules, err = parseModules(text); err != nil {
 		return err
 	}
-	if text, err = k.sh(ctx, "modules "+sh.Quote(f.Kernel.Next), nil); err != nil {
+	if text, err = k.sh(ctx, "flavors "+sh.Quote(f.Kernel.Next), nil); err != nil {
 		return err
 	}
-	if k.m.Modules, err = parseModules(text); err != nil || k.lock == nil {
+	if k.m.Flavors, err = parseFlavors(text); err != nil {
+		return err
+	}
+	if err := sameVersion(k.m.Flavors, len(k.recipe.First)); err != nil || k.lock == nil {
 		return err
 	}
 	if d := differences(k.lock.Packages, k.m.Packages, 10); len(d) > 0 {
 		return fmt.Errorf("%w, %s: %s", ErrLock, k.im.Lock, strings.Join(d, "; "))
 	}
 	return nil
+}
+
+// packages are those that the guest has now.
+func (k *baking) packages(ctx context.Context) ([]Package, error) {
+	text, err := k.sh(ctx, "packages", nil)
+	if err != nil {
+		return nil, err
+	}
+	return parsePackages(text)
 }
 
 // seal is the last that is done in the guest.
@@ -626,7 +656,7 @@ func (k *baking) complete(ctx context.Context, disk Disk) error {
 		return err
 	}
 	if k.im.Lock != "" && k.lock == nil {
-		if err := writeJSON(k.im.Lock, Lock{Schema: 1, BaseSHA256: k.im.SHA256, Plan: k.plan, Packages: k.m.Packages}); err != nil {
+		if err := writeJSON(k.im.Lock, Lock{Schema: 1, BaseSHA256: k.im.SHA256, Plan: k.plan, Packages: k.m.Packages, Gone: gone(k.early, k.m.Packages)}); err != nil {
 			return err
 		}
 	}

@@ -138,6 +138,8 @@ esac
 `)
 	shell.Tool("dpkg-query", `sed 's/^/installed	/' `+sh.Quote(g.root+"/list")+"\n")
 	shell.Tool("dpkg", "echo amd64\n")
+	// A pretend module is the text that modinfo prints of it.
+	shell.Tool("modinfo", "case $1 in /*) cat \"$1\" ;; *) exit 1 ;; esac\n")
 	signer := guesttest.HostKey(t)
 	g.srv = guesttest.New(t, guesttest.Options{Exec: shell.Exec, Keys: []ssh.PublicKey{public}, HostKeys: []ssh.Signer{signer}})
 	write(t, g.Identity(), private)
@@ -351,6 +353,69 @@ func TestImageIsBakedSealedAndDescribed(t *testing.T) {
 	write(t, im.Output, "damaged")
 	if _, baked, err := k.bake(im); err != nil || !baked {
 		t.Errorf("the fourth time: baked %v, %v", baked, err)
+	}
+}
+
+// TestBothFlavorsAreInTheManifest: the other flavor's run comes first, its modules are kept and its package gives way.
+func TestBothFlavorsAreInTheManifest(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	var ran []string
+	install := func(flavor, version string) engine.Config {
+		r, err := prepare(bake.Image{}, bake.Planned{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Engine.Plan = func(f facts.Facts) (plan.Plan, error) {
+			ran = append(ran, flavor)
+			set := `"$GPUGUEST_ROOT/usr/local/lib/gpuguest/modules/` + f.Kernel.Next + `/` + flavor + `/updates"`
+			return plan.Plan{Distro: distros.Distro{Name: "test", Packages: filePackages{file: "/dev/null"}}, Choice: choice.Choice{Flavor: flavor, Branch: 580}, Segments: []plan.Segment{{Items: []plan.Item{{
+				ID: "driver", Title: "install the driver", Check: `grep -q '^nvidia-` + flavor + `	' "$GPUGUEST_ROOT/list" || { echo missing; exit 1; }`,
+				Actions: []action.Action{action.Run{Title: "install", Script: `l=$GPUGUEST_ROOT/list
+grep -v '^nvidia-' "$l" >"$l.tmp" || :
+printf 'nvidia-` + flavor + `\t` + version + `\tamd64\n' >>"$l.tmp"
+mv "$l.tmp" "$l"
+mkdir -p ` + set + `
+printf 'version: ` + version + `\nvermagic: here\nlicense: ` + flavor + `\n' >` + set + `/nvidia.ko`}},
+			}}}}}, nil
+		}
+		return r.Engine
+	}
+	version := "580.1"
+	k.baker.Prepare = func(bake.Image, bake.Planned) (bake.Recipe, error) {
+		return bake.Recipe{First: []engine.Config{install("proprietary", "580.1")}, Engine: install("open", version)}, nil
+	}
+	m, _, err := k.bake(k.image("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(m.Flavors) != 2 || m.Flavors[0].Flavor != "open" || m.Flavors[1].Flavor != "proprietary" || len(m.Flavors[1].Modules) != 1 || m.Flavors[1].Modules[0].License != "proprietary" ||
+		!strings.HasSuffix(m.Flavors[1].Modules[0].File, "/proprietary/updates/nvidia.ko") {
+		t.Errorf("flavors %+v", m.Flavors)
+	}
+	if slices.IndexFunc(ran, func(s string) bool { return s == "open" }) < slices.Index(ran, "proprietary") || m.Flavor != "open" {
+		t.Errorf("planned %q, flavor %s", ran, m.Flavor)
+	}
+	var lock bake.Lock
+	if err := json.Unmarshal([]byte(read(t, k.image("one").Lock)), &lock); err != nil {
+		t.Fatal(err)
+	}
+	if want := []bake.Package{{Name: "nvidia-proprietary", Version: "580.1", Arch: "amd64"}}; !slices.Equal(lock.Gone, want) || !slices.Equal(lock.Packages, m.Packages) {
+		t.Errorf("the lock has %v, and of packages that gave way %v", lock.Packages, lock.Gone)
+	}
+	// The libraries are of one version, and so must both be.
+	version = "580.2"
+	if _, _, err := k.bake(k.image("two")); err == nil || !strings.Contains(err.Error(), `the open modules are of version "580.2", and the proprietary ones of version "580.1"`) {
+		t.Errorf("two versions: %v", err)
+	}
+	k.baker.Prepare = func(bake.Image, bake.Planned) (bake.Recipe, error) {
+		return bake.Recipe{First: []engine.Config{install("open", "580.1")}, Engine: install("open", "580.1")}, nil
+	}
+	if _, _, err := k.bake(k.image("three")); err == nil || !strings.Contains(err.Error(), "of 2 flavors of the modules, the image keeps 1") {
+		t.Errorf("one flavor: %v", err)
+	}
+	if got := k.files(); !slices.Equal(got, []string{"one.qcow2", "one.qcow2.json"}) {
+		t.Errorf("files %q", got)
 	}
 }
 

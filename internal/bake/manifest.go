@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -46,6 +47,9 @@ type Manifest struct {
 	Modules    []Module `json:"modules"`
 	Signer     string   `json:"signer,omitempty"` // of the main module, "" unsigned
 
+	// Flavors are kept for the first boot to pick from; null where all machines have Modules.
+	Flavors []FlavorModules `json:"module_flavors,omitempty"`
+
 	FirstBootVerify bool              `json:"first_boot_verify"`
 	Packages        []Package         `json:"packages"`
 	Journal         []json.RawMessage `json:"journal"` // what gpuguest did in it, in order
@@ -75,6 +79,12 @@ type Module struct {
 	Signer   string `json:"signer,omitempty"`
 }
 
+// FlavorModules are the modules of one flavor, by where they are kept.
+type FlavorModules struct {
+	Flavor  string   `json:"flavor"`
+	Modules []Module `json:"modules"`
+}
+
 // Package is one package of an image.
 type Package struct {
 	Name    string `json:"name"`
@@ -97,6 +107,7 @@ type Lock struct {
 	BaseSHA256 string          `json:"base_sha256"`
 	Plan       json.RawMessage `json:"plan"`
 	Packages   []Package       `json:"packages"`
+	Gone       []Package       `json:"gone,omitempty"` // that the other flavor's modules came with, and that others took the place of
 }
 
 // Planned is what a lock's plan says of the driver; a zero value is that of no lock.
@@ -157,7 +168,7 @@ func (l *Lock) planned() (Planned, error) {
 // tabbed is the list of packages as assets/bake.sh reads it.
 func (l *Lock) tabbed() string {
 	var b strings.Builder
-	for _, p := range l.Packages {
+	for _, p := range slices.Concat(l.Packages, l.Gone) {
 		b.WriteString(p.Name + "\t" + p.Version + "\t" + p.Arch + "\n")
 	}
 	return b.String()
@@ -231,6 +242,56 @@ func parseModules(text string) ([]Module, error) {
 		all = append(all, Module{File: f[0], Version: f[1], Vermagic: strings.TrimSpace(f[2]), License: f[3], Signer: f[4]})
 	}
 	return all, nil
+}
+
+// parseFlavors reads what assets/bake.sh's flavors prints.
+func parseFlavors(text string) ([]FlavorModules, error) {
+	var all []FlavorModules
+	for line := range strings.Lines(text) {
+		flavor, rest, _ := strings.Cut(line, "\t")
+		modules, err := parseModules(rest)
+		if err != nil {
+			return nil, err
+		}
+		if n := len(all); n == 0 || all[n-1].Flavor != flavor {
+			all = append(all, FlavorModules{Flavor: flavor})
+		}
+		last := &all[len(all)-1]
+		last.Modules = append(last.Modules, modules...)
+	}
+	return all, nil
+}
+
+// sameVersion refuses kept modules that are not of the flavors of so many first runs and one more, or not all of one
+// version: the libraries in the image are of one.
+func sameVersion(all []FlavorModules, first int) error {
+	if first > 0 && len(all) != first+1 {
+		return fmt.Errorf("of %d flavors of the modules, the image keeps %d", first+1, len(all))
+	}
+	version := func(f FlavorModules) string {
+		i := slices.IndexFunc(f.Modules, func(m Module) bool { return strings.HasPrefix(filepath.Base(m.File), "nvidia.ko") })
+		if i < 0 {
+			return ""
+		}
+		return f.Modules[i].Version
+	}
+	for _, f := range all {
+		if v := version(f); v == "" || v != version(all[0]) {
+			return fmt.Errorf("the %s modules are of version %q, and the %s ones of version %q", all[0].Flavor, version(all[0]), f.Flavor, v)
+		}
+	}
+	return nil
+}
+
+// gone are the packages of a list that others, or other versions, took the place of in another.
+func gone(early, now []Package) []Package {
+	var all []Package
+	for _, p := range early {
+		if !slices.ContainsFunc(now, func(q Package) bool { return q.Name == p.Name && q.Arch == p.Arch }) && !slices.Contains(all, p) {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // journalLines are the lines of a journal that are JSON; a torn one, as a power cut leaves, is left out.

@@ -59,20 +59,22 @@ type bench struct {
 type row struct {
 	name      string
 	converged bool // needs a guest in which gpuguest has done its work
+	long      bool // is measured only when it is named
 	measure   func(context.Context, *bench) ([]figure, error)
 }
 
 var rows = []row{
-	{"resources", true, resources},
-	{"overhead", true, overhead},
-	{"converged", true, converged},
-	{"verify", true, verifies},
-	{"ansible", true, besideAnsible},
-	{"reboot", false, reboots},
-	{"upload", false, uploads},
-	{"fleet", false, fleets},
-	{"page", false, pages},
-	{"log", false, logs},
+	{name: "resources", converged: true, measure: resources},
+	{name: "overhead", converged: true, measure: overhead},
+	{name: "converged", converged: true, measure: converged},
+	{name: "verify", converged: true, measure: verifies},
+	{name: "ansible", converged: true, measure: besideAnsible},
+	{name: "reboot", measure: reboots},
+	{name: "upload", measure: uploads},
+	{name: "fleet", measure: fleets},
+	{name: "page", measure: pages},
+	{name: "log", measure: logs},
+	{name: "bake", long: true, measure: bakes},
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
@@ -144,13 +146,13 @@ func (b *bench) conditions(ctx context.Context) []string {
 
 func choose(names string) ([]row, error) {
 	if names == "" {
-		return rows, nil
+		return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.long }), nil
 	}
 	var chosen []row
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, verify, ansible, reboot, upload, fleet and page", name)
+			return nil, fmt.Errorf("no row %q: there are resources, overhead, converged, verify, ansible, reboot, upload, fleet, page, log and bake", name)
 		}
 		chosen = append(chosen, rows[i])
 	}

@@ -48,6 +48,7 @@ type Want struct {
 	Firmware      bool     // the initramfs carries the GSP firmware
 	DropFirmware  bool     // the initramfs is no longer given it
 	HoldKernel    bool
+	BothFlavors   bool     // the modules of this flavor are kept beside those of the other: each machine of an image has its own at its first boot
 	NoGPU         bool     // the guest has no GPU: prove what can be proved
 	Devices       []string // with NoGPU: the GPUs to decide for, "10de:1eb8" or "10de:1eb8:10de:12a2"
 	As            string   // treat the guest as this distribution, "debian:12"

@@ -235,6 +235,9 @@ func (r *request) fitGPUs() error {
 	if r.min != 0 && r.max != 0 && r.min > r.max {
 		return &Refusal{What: both, Reason: fmt.Sprintf("%s needs branch %d or newer, and no branch after %d drives %s; pass only one of the two through", newest, r.min, r.max, oldest)}
 	}
+	if r.w.BothFlavors {
+		return nil
+	}
 	if open != nil && proprietary != nil {
 		return &Refusal{What: both, Reason: fmt.Sprintf("%s needs the open modules, which do not drive %s; pass only one of the two through", open, proprietary)}
 	}
@@ -818,6 +821,8 @@ func (r *request) why(c candidate) []string {
 		say("Branch %d: the best that can be had there for these GPUs.", c.branch.Number)
 	}
 	switch {
+	case r.w.BothFlavors:
+		say("Flavor %s: one of both, whose modules are kept beside each other until a machine's GPU is known.", c.offer.Flavor)
 	case r.flavor != "":
 		say("Flavor %s: %s needs it.", c.offer.Flavor, r.limiting(func(g GPU) bool { return g.Flavor == r.flavor }))
 	case r.wish.flavor != "":

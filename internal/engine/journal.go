@@ -12,7 +12,7 @@ import (
 type Record struct {
 	Time    time.Time `json:"time"`
 	Boot    string    `json:"boot"`  // boot_id when it was written
-	Event   string    `json:"event"` // "begin", "end", "failed", "reboot", "uninstalled"; of a remedy "try", "kept", "undone", "back"
+	Event   string    `json:"event"` // "begin", "end", "failed", "reboot", "uninstalled", "picked" (a flavor, by the unit that both-flavors leaves); of a remedy "try", "kept", "undone", "back"
 	Step    steps.ID  `json:"step,omitempty"`
 	AtBoot  bool      `json:"at_boot,omitempty"` // the step's change takes effect at the next boot
 	Exit    int       `json:"exit,omitempty"`

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"gpuguest/internal/cgroup"
 )
 
 // ContainerSpec says what a container guest is like. The zero value is a stock guest.
@@ -245,31 +247,11 @@ func newKey(comment string) (ssh.PublicKey, []byte, error) {
 	return key, pem.EncodeToMemory(block), err
 }
 
-// joinGroups makes control groups below this process's own. Without them two guests on a machine without
-// systemd would share one, and each init would take the other's services for its own leftovers.
+// joinGroups gives the guest control groups of its own.
 func (c *Container) joinGroups(context.Context) error {
-	raw, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(raw)) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(f) != 3 || f[0] != "0" && f[1] != "name=systemd" {
-			continue
-		}
-		for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"} {
-			if _, err := os.Stat(filepath.Join(mount, "cgroup.procs")); err != nil || (f[0] == "0") != (mount != "/sys/fs/cgroup/systemd") {
-				continue
-			}
-			dir := filepath.Join(mount, f[2], c.link.netns)
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
-			c.groups = append(c.groups, dir)
-			break
-		}
-	}
-	return nil
+	var err error
+	c.groups, err = cgroup.Make(c.link.netns)
+	return err
 }
 
 // proxyPort is where a guest's apt finds the way out.
@@ -634,30 +616,9 @@ func (c *Container) Close(ctx context.Context) error {
 	c.served.Wait()
 	errs = append(errs, c.clear(ctx))
 	for _, group := range c.groups {
-		errs = append(errs, removeGroups(group))
+		errs = append(errs, cgroup.Remove(ctx, group))
 	}
 	return errors.Join(append(errs, c.link.lock.Close())...)
-}
-
-// removeGroups removes a control group and those below it. A group may be busy for a moment after its last
-// process died.
-func removeGroups(dir string) error {
-	below, err := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
-	if err != nil {
-		return err
-	}
-	for _, b := range below {
-		if err := removeGroups(filepath.Dir(b)); err != nil {
-			return err
-		}
-	}
-	for range 50 {
-		if err = syscall.Rmdir(dir); err == nil || errors.Is(err, syscall.ENOENT) {
-			return nil
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-	return fmt.Errorf("%s: %w", dir, err)
 }
 
 func mounted(dir string) bool {

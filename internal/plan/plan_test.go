@@ -37,6 +37,8 @@ var goldens = []struct {
 	{"debian12-bar1-0m", "debian12-bar1-0m", choice.Want{KernelArgs: []string{"pci=realloc"}}},
 	{"debian13-t4", "debian13-t4", choice.Want{}},
 	{"debian13-t4-distro-proprietary", "debian13-t4", choice.Want{Source: choice.SourceDistro, Flavor: choice.FlavorProprietary}},
+	{"debian12-no-gpu-both-flavors", "debian12-no-gpu", choice.Want{NoGPU: true, Devices: []string{"10de:1c82", "10de:2901"}, Flavor: choice.FlavorOpen, BothFlavors: true}},
+	{"debian12-no-gpu-both-flavors-distro", "debian12-no-gpu", choice.Want{NoGPU: true, Devices: []string{"10de:1c82", "10de:1eb8"}, Flavor: choice.FlavorOpen, BothFlavors: true, Source: choice.SourceDistro}},
 	{"debian12-no-gpu-distro-open", "debian12-no-gpu", choice.Want{NoGPU: true, Devices: []string{"10de:1eb8"}, Source: choice.SourceDistro, Flavor: choice.FlavorOpen}},
 	{"ubuntu2004-gtx750", "ubuntu2004-gtx750", choice.Want{}},
 	{"ubuntu2204-v100", "ubuntu2204-v100", choice.Want{}},

@@ -59,13 +59,17 @@ func (p Plan) BootScript(in steps.Input) (string, error) {
 	// No check can print its own script's sum by chance, and the same plan makes the same script.
 	sum := sha256.Sum256([]byte(Checks(p.Distro, items, "")))
 	nonce := "--" + hex.EncodeToString(sum[:12])
+	flavor := p.Choice.Flavor
+	if in.Want.BothFlavors && in.Unseen {
+		flavor = "" // the machine's own is known when it boots
+	}
 	fixed, err := json.Marshal(struct {
 		Distro   string   `json:"distro,omitempty"`
 		Flavor   string   `json:"flavor,omitempty"`
 		Source   string   `json:"source,omitempty"`
 		Modules  string   `json:"modules,omitempty"`
 		Warnings []string `json:"warnings,omitempty"`
-	}{p.Distro.Name, p.Choice.Flavor, p.Choice.Source, p.Choice.Modules, p.Choice.Warnings})
+	}{p.Distro.Name, flavor, p.Choice.Source, p.Choice.Modules, p.Choice.Warnings})
 	if err != nil {
 		return "", err
 	}

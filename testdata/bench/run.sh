@@ -1,7 +1,9 @@
 #!/bin/sh
 # make bench: every figure beside its peer in the same run.
 #
-#   ROW=upload,reboot   only these rows: resources overhead converged verify ansible reboot upload fleet page log
+#   ROW=upload,reboot   only these rows: resources overhead converged verify ansible reboot upload fleet page log,
+#                       and bake, which is measured only when it is named: its QEMU, where it has no KVM, takes a
+#                       quarter of an hour or more
 #   JSON=FILE           the figures and every sample, also as JSON
 #   REUSE=1             do not install again: take the guest that the last run installed
 #   REAL=1              install NVIDIA's real driver from the distribution's archive in place of the lab's

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"gpuguest/internal/cgroup"
 	"gpuguest/internal/oven"
 )
 
@@ -268,8 +269,7 @@ func hasSystemd() bool {
 	return err == nil
 }
 
-// joinGroups makes control groups below this process's own, on a machine without systemd. Without them two guests
-// would share one, and each init would take the other's services for its own leftovers.
+// joinGroups gives the guest its name, and control groups of its own on a machine without systemd.
 func (g *Guest) joinGroups() error {
 	id := make([]byte, 5)
 	if _, err := rand.Read(id); err != nil {
@@ -279,26 +279,9 @@ func (g *Guest) joinGroups() error {
 	if hasSystemd() {
 		return nil
 	}
-	raw, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
+	var err error
+	if g.groups, err = cgroup.Make(g.name); err != nil {
 		return err
-	}
-	for line := range strings.Lines(string(raw)) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(f) != 3 || f[0] != "0" && f[1] != "name=systemd" {
-			continue
-		}
-		for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"} {
-			if _, err := os.Stat(filepath.Join(mount, "cgroup.procs")); err != nil || (f[0] == "0") != (mount != "/sys/fs/cgroup/systemd") {
-				continue
-			}
-			dir := filepath.Join(mount, f[2], g.name)
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
-			g.groups = append(g.groups, dir)
-			break
-		}
 	}
 	return os.WriteFile(g.path("groups"), []byte(strings.Join(g.groups, "\n")), 0o600)
 }
@@ -444,7 +427,7 @@ func (g *Guest) letGo(ctx context.Context) error {
 		errs = append(errs, g.ns.close())
 	}
 	for _, group := range g.groups {
-		errs = append(errs, removeGroup(ctx, group))
+		errs = append(errs, cgroup.Remove(ctx, group))
 	}
 	return errors.Join(errs...)
 }
@@ -495,37 +478,11 @@ func (Oven) Clean(ctx context.Context, scratch string) error {
 	if raw, err := os.ReadFile(filepath.Join(scratch, "groups")); err == nil {
 		for _, group := range strings.Fields(string(raw)) {
 			if strings.HasPrefix(group, "/sys/fs/cgroup/") && strings.HasPrefix(filepath.Base(group), "gpuguest-oven-") {
-				errs = append(errs, removeGroup(ctx, group))
+				errs = append(errs, cgroup.Remove(ctx, group))
 			}
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// removeGroup removes a control group and those below it. One may be busy for a moment after its last process died.
-func removeGroup(ctx context.Context, dir string) error {
-	below, err := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
-	if err != nil {
-		return err
-	}
-	for _, b := range below {
-		if err := removeGroup(ctx, filepath.Dir(b)); err != nil {
-			return err
-		}
-	}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := syscall.Rmdir(dir)
-		if err == nil || errors.Is(err, syscall.ENOENT) {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s: %w", dir, err)
-		case <-tick.C:
-		}
-	}
 }
 
 // console keeps what the guest's console says.

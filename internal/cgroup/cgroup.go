@@ -1,0 +1,72 @@
+// Package cgroup makes control groups for system containers on a machine whose init is not systemd, which would give
+// each a scope of its own. Without them two guests would share one, and each guest's init would take the other's services
+// for its own leftovers.
+//
+// It limits nothing and moves no process: whoever starts a guest writes its process into cgroup.procs of every group.
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Make makes a group of that name below this process's own, in the hierarchy of the second kind and in systemd's of the
+// first, where they are, and returns their directories, also those made before an error.
+func Make(name string) ([]string, error) {
+	raw, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	var made []string
+	for line := range strings.Lines(string(raw)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 || f[0] != "0" && f[1] != "name=systemd" {
+			continue
+		}
+		for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"} {
+			if _, err := os.Stat(filepath.Join(mount, "cgroup.procs")); err != nil || (f[0] == "0") != (mount != "/sys/fs/cgroup/systemd") {
+				continue
+			}
+			dir := filepath.Join(mount, f[2], name)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return made, err
+			}
+			made = append(made, dir)
+			break
+		}
+	}
+	return made, nil
+}
+
+// Remove removes a group and those below it. One may be busy for a moment after its last process died: it is tried again
+// until ctx ends. A group that is not there is removed.
+func Remove(ctx context.Context, dir string) error {
+	below, err := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	for _, b := range below {
+		if err := Remove(ctx, filepath.Dir(b)); err != nil {
+			return err
+		}
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", dir, err)
+		case <-tick.C:
+		}
+	}
+}
