@@ -16,13 +16,22 @@ type Gather struct {
 	Prefer   string   // apt preferences to go by besides the guest's own, "" none
 	Need     []string // URIs of the sources that must refresh
 	Drop     []string // files of the guest's own sources that are left aside
+	// OneOf are groups of packages of which the first is gathered that can be had.
+	OneOf [][]string
+	// Container is the repository of NVIDIA's container toolkit, nil: nothing is taken from it.
+	Container *ContainerRepo
+	// Prepare is a whole script that has a guest read what a plan's guest reads, and keep to its branch; for package
+	// managers that gather in a copy of the guest, which need nothing else that tells of sources. Vault is one that, in
+	// the same copy, installs what no source has any more.
+	Prepare, Vault string
 }
 
 // Bundler is a Manager that can gather packages for a guest without a network, and install from what was gathered.
 type Bundler interface {
 	// Gather is a whole script that changes nothing of the guest's. It prints a tar archive: in "repo", packages and
-	// an index by which Local has them read, each package checked by what the guest's signed indexes say of it; and
-	// "origins", a line a package: its SHA-256, its file's name in repo, its URL.
+	// an index by which Local has them read, each package checked by what the guest's signed indexes say of it, or by its
+	// own signature; and "origins", a line a package: its SHA-256, its file's name in repo, its URL or the id of its
+	// repository.
 	Gather(Gather) string
 	// Local makes the package manager read the packages in dir/repo and no other source, in every script that reads
 	// dir/env first. What the package manager keeps of them it keeps below dir.
@@ -30,6 +39,17 @@ type Bundler interface {
 	// Complete exits zero when all packages could be installed now, and says what is missing otherwise. It changes
 	// nothing.
 	Complete(packages ...string) string
+	// PinNeeds are the packages that Pin installs by itself.
+	PinNeeds(p Pin) []string
+}
+
+// Bundler returns what makes bundles for a distribution, and whether anything does.
+func (d Distro) Bundler() (Bundler, bool) {
+	if m, ok := d.Packages.(dnf); ok && m.tool == "yum" {
+		return nil, false
+	}
+	b, ok := d.Packages.(Bundler)
+	return b, ok
 }
 
 // gatherDir is where packages are gathered. It is root's alone, below gpuguest's own folder: a folder of a known name
@@ -95,6 +115,12 @@ APT::Sandbox::User "root";
 			`if [ -d "$T/keyring/etc/apt/preferences.d" ]; then cp -a "$T/keyring/etc/apt/preferences.d/." "$T/preferences/"; fi`,
 			`printf %s `+sh.Quote(strings.ReplaceAll(r.List, r.Keyring, gatherDir+"/keyring"+r.Keyring))+` >"$T/sources/gpuguest-nvidia.list"`)
 	}
+	if r := g.Container; r != nil {
+		need = append(need[:len(need):len(need)], r.URL)
+		script = append(script,
+			a.Download(r.KeyURL, gatherDir+"/container.asc", containerKey),
+			`printf %s `+sh.Quote(strings.ReplaceAll(r.List, r.Key, gatherDir+"/container.asc"))+` >"$T/sources/gpuguest-container.list"`)
+	}
 	script = append(script, a.Refresh(Refresh{Need: need}))
 	if len(g.Pins) > 0 {
 		script = append(script,
@@ -103,8 +129,9 @@ APT::Sandbox::User "root";
 			`if [ -d "$T/pins/root/etc/apt/preferences.d" ]; then cp -a "$T/pins/root/etc/apt/preferences.d/." "$T/preferences/"; fi`)
 	}
 	install := `apt-get install ` + common + ` --no-install-recommends --reinstall `
-	words := sh.Join(append(append([]string{}, g.Pins...), g.Packages...)...)
+	words := sh.Join(append(append([]string{}, g.Pins...), g.Packages...)...) + ` "$@"`
 	script = append(script,
+		oneOf(a, g.OneOf, func(p string) string { return sh.Quote(p) }),
 		// Unless it is asked for another, apt prints the MD5 sum.
 		install+`-o Acquire::ForceHash=SHA256 --print-uris -- `+words+` >"$T/uris"`,
 		`sed -n "s/^'\(.*\)' \([^ ]*\) [0-9]* SHA256:\([0-9a-f]*\)\$/\3 \2 \1/p" "$T/uris" >"$T/wanted"`,
@@ -154,5 +181,7 @@ func (a apt) Complete(packages ...string) string {
 		`	exit 1`,
 		`}`)
 }
+
+func (a apt) PinNeeds(Pin) []string { return nil }
 
 var _ Bundler = apt{}

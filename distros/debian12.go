@@ -11,6 +11,8 @@ func init() {
 	open := debianOwn(535, FlavorOpen, "535.261.03", "Debian 12 contrib, nvidia-open-kernel-dkms 535.261.03-1")
 	open.Suite = d.Codename
 	open.Caveat = "Debian 12's open modules did not follow the driver of its security archive (535.309.01), so the whole driver is taken from before it"
+	// Built in a container on 2026-11-23: pci_resize_resource of this kernel takes an argument more.
+	open.Breaks = "6.1.0-56"
 	d.Offers = append(
 		debianNVIDIA([]int{570, 580}, 590, "nvidia-driver-pinning-570 and -580 seen in debian12, later branches in debian13"),
 		debianOwn(535, FlavorProprietary, "535.309.01", "Debian 12 security non-free, nvidia-kernel-dkms 535.309.01-0+deb12u1"),
@@ -19,7 +21,7 @@ func init() {
 	)
 	d.Tested = map[string]string{
 		SourceNVIDIA:  "real guest (virtual machine and container), with a stand-in for NVIDIA's packages",
-		SourceDistro:  "real guest (container), Debian's packages built by DKMS: proprietary",
+		SourceDistro:  "real guest (container), Debian's packages built by DKMS: proprietary; open 535.261.03 did not compile for kernel 6.1.0-56",
 		SourceRunfile: "real guest (container), with stand-ins for NVIDIA's installers",
 	}
 	register(d)

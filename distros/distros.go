@@ -107,12 +107,24 @@ type Offer struct {
 	Suite                   string   // the one suite that all of the driver must come from, "" whatever the guest's sources lead to
 	Last                    bool     // taken by itself only when no other offer serves
 	Caveat                  string   // what is not known of it and the user should hear, "" nothing
+	Breaks                  string   // the kernel, "6.1.0-56", from which on in its series (6.1) these modules were seen not to compile; "" none
 
 	Module      string      // name of the module file in the guest: "nvidia", Debian's "nvidia-current"
 	DKMSName    string      // name that dkms status shows, "" not built by DKMS
 	Signed      bool        // the modules are signed by a key that this distribution's Secure Boot chain trusts
 	Persistence Persistence // what keeps the GPU initialised
 	Fact        string      // where this is known from
+}
+
+// Compiles tells whether an offer's modules may compile for a kernel: whether none is known in its series, at it or
+// before it, for which they did not.
+func (o Offer) Compiles(release string) bool {
+	var at, from [4]int
+	read := func(s string, n *[4]int) bool {
+		got, _ := fmt.Sscanf(s, "%d.%d.%d-%d", &n[0], &n[1], &n[2], &n[3])
+		return got == len(n)
+	}
+	return o.Breaks == "" || !read(release, &at) || !read(o.Breaks, &from) || !slices.Equal(at[:2], from[:2]) || slices.Compare(at[:], from[:]) < 0
 }
 
 // Serves tells whether an offer can deliver a branch to a machine (uname -m).

@@ -70,6 +70,18 @@ func TestForMatchesBySpecificity(t *testing.T) {
 	}
 }
 
+func TestModulesThatDoNotCompileAreKnownByTheSeriesOfTheKernel(t *testing.T) {
+	o := Offer{Breaks: "6.1.0-56"}
+	for release, want := range map[string]bool{"6.1.0-55-amd64": true, "6.1.0-56-amd64": false, "6.1.0-57-cloud-amd64": false, "6.12.94+deb12-amd64": true, "5.10.0-99-amd64": true, "": true} {
+		if o.Compiles(release) != want {
+			t.Errorf("%q: %v", release, !want)
+		}
+	}
+	if !(Offer{}).Compiles("6.1.0-56-amd64") {
+		t.Error("where none is known to break it")
+	}
+}
+
 func TestRegisterPanicsOnADuplicate(t *testing.T) {
 	before := slices.Clone(registry)
 	defer func() {

@@ -23,7 +23,9 @@ type Extra struct {
 	Enable string
 	// Packages: the work of Enable installs packages.
 	Packages bool
-	For      string // the source of drivers that it is needed for, "" all
+	// Registers: Enable tells somebody outside the guest.
+	Registers bool
+	For       string // the source of drivers that it is needed for, "" all
 }
 
 // Reading returns the distribution with the extra repositories that a source of drivers needs.

@@ -153,6 +153,9 @@ func (d Distro) needs(o Offer) []string {
 	var all []string
 	if o.Modules != ModulesPrecompiled {
 		all = append(all, "kernel headers", strings.Join(d.BuildTools, ", "))
+		if o.Source == SourceRunfile && !slices.Contains(d.BuildTools, "dkms") {
+			all = append(all, "dkms")
+		}
 	}
 	for _, e := range d.Reading(o.Source).Extras {
 		all = append(all, e.Name)

@@ -31,7 +31,7 @@ func words(packages []string) []word {
 			continue
 		}
 		// A version that ends in a star, as apt takes it, is what a version means here anyway.
-		all[i] = word{name: name, version: strings.TrimSuffix(version, "*")}
+		all[i] = word{name: name, version: strings.TrimSuffix(strings.TrimSuffix(version, "*"), ".")}
 	}
 	return all
 }

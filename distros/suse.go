@@ -35,7 +35,7 @@ func suse(id, version, name, dir string, sbsa bool) Distro {
 
 // packageHub is the extension of SLES with packages that the driver's need.
 func packageHub(m Manager, name string) Extra {
-	return Extra{Name: "Package Hub", IDs: "SUSE-PackageHub* | *PackageHub*", How: "register it by SUSEConnect",
+	return Extra{Name: "Package Hub", IDs: "SUSE-PackageHub* | *PackageHub*", How: "register it by SUSEConnect", Registers: true,
 		Enable: lines(
 			`. /etc/os-release`,
 			`product=PackageHub/$VERSION_ID/$(uname -m)`,

@@ -21,67 +21,109 @@ const (
 // byBundle tells whether all that is installed comes with the client and nothing by the guest's network.
 func byBundle(in Input) bool { return in.Want.Bundle.Given() }
 
-// Needs are the packages that the plan's steps ask for by name, sorted: the bundle of the plan must have them. Those
-// that pin the others' versions come apart. What a step installs and is not named here, no bundle brings.
-func Needs(in Input) (packages, pins []string) {
+// Needed are the packages that a plan's steps ask for: its bundle must have them. What a step installs and is not named
+// here, no bundle brings.
+type Needed struct {
+	Packages []string   // by name, sorted
+	Pins     []string   // those that pin the others' versions
+	OneOf    [][]string // one of each group, the first that can be had
+}
+
+// All are all names, those of groups too.
+func (n Needed) All() []string {
+	return slices.Concat(append([][]string{n.Packages, n.Pins}, n.OneOf...)...)
+}
+
+// Needs are the packages that the plan's steps ask for.
+func Needs(in Input) Needed {
+	var n Needed
+	add := func(packages ...string) { n.Packages = append(n.Packages, packages...) }
 	if in.Choice.Modules != choice.ModulesPrecompiled {
-		packages = append(packages, headerPackages(in)...)
+		add(headerPackages(in)...)
 	}
-	packages = append(packages, in.Choice.Packages...)
+	add(in.Choice.Packages...)
+	if m, ok := in.Distro.Bundler(); ok {
+		add(m.PinNeeds(in.Choice.Within)...)
+	}
 	if k := in.Choice.CUDA; k.Package != "" {
 		p := k.Package
 		if k.Exact {
 			p += "=" + k.Version + "-1"
 		}
-		packages = append(packages, p)
+		add(p)
 	}
 	if !in.Want.WithoutCUDA {
-		packages = append(packages, in.Distro.Compiler...)
+		add(in.Distro.Compiler...)
 	}
 	if len(sampled(in)) > 0 && in.Distro.CXX != "" {
-		packages = append(packages, in.Distro.CXX)
+		add(in.Distro.CXX)
 	}
 	if len(unbundledSamples(in)) > 0 {
-		packages = append(packages, "cmake", "make")
+		add("cmake", "make")
 	}
-	slices.Sort(packages)
-	return slices.Compact(packages), in.Choice.Pin
-}
-
-// unbundled names what is asked for whose packages no bundle brings, "" when there is nothing such.
-func unbundled(in Input) string {
-	switch {
-	case in.Want.ContainerToolkit != "":
-		return "the container toolkit"
-	case in.Want.GDS:
-		return "GPUDirect Storage"
+	if wantsEngine(in) {
+		add(containerPackage)
 	}
-	return ""
+	if in.Want.GDS {
+		n.OneOf = append(n.OneOf, gdsNames)
+	}
+	if needsFabric(in) {
+		var names []string
+		for _, name := range fabricNames(in) {
+			names = append(names, name+"="+fabricDriver(in)+"*")
+		}
+		n.OneOf = append(n.OneOf, names)
+		if nvlink5(in) {
+			add("nvlsm")
+		}
+	}
+	slices.Sort(n.Packages)
+	n.Packages, n.Pins = slices.Compact(n.Packages), in.Choice.Pin
+	return n
 }
 
 // errNoBundle says why there is no bundle for a distribution.
 func errNoBundle(d distros.Distro) string {
-	return "bundles are made for distributions of apt, and " + d.Name + " is none: --proxy or --repo-mirror lead to a source that the guest reaches"
+	return "bundles are made by apt, dnf and zypper, and " + d.Name + " has none of them: --proxy or --repo-mirror lead to a source that the guest reaches"
+}
+
+// Gatherable tells whether the plan's packages can be gathered in the guest that ref is a plan for, by a
+// *choice.Refusal.
+func Gatherable(in, ref Input) error {
+	_, can := in.Distro.Bundler()
+	switch {
+	case !can:
+		return &choice.Refusal{What: "bundle", Reason: errNoBundle(in.Distro)}
+	case ref.Distro.String() != in.Distro.String() || ref.Facts.Arch != in.Facts.Arch:
+		return &choice.Refusal{What: "bundle for " + in.Distro.Name + " on " + in.Facts.Arch,
+			Reason: "the packages are gathered in a guest of the same kind, and this one is " + ref.Distro.Name + " on " + ref.Facts.Arch}
+	case in.Choice.Replaces.Any():
+		return &choice.Refusal{What: "bundle", Reason: "the guest has a driver that came another way: uninstall it first"}
+	}
+	for _, e := range in.Distro.Reading(in.Choice.Source).ExtrasMissing(ref.Facts) {
+		if e.Registers {
+			return &choice.Refusal{What: "bundle", Reason: "the guest that gathers does not read " + e.Name + ", and to register it is more than to look: do that there first"}
+		}
+	}
+	return nil
+}
+
+// ReadingSteps are the steps that have a guest read what a plan's packages come from, and keep to its branch.
+func ReadingSteps() []Step {
+	return slices.DeleteFunc(Install(), func(s Step) bool {
+		return !slices.Contains([]ID{"old-sources", "extra-repos", "repo", "container-repo", "pin"}, s.ID)
+	})
 }
 
 // GatherScript is the script that gathers the plan's packages in a guest that reaches them. ref is a plan for that
-// guest: its own sources count. It fails with a *choice.Refusal where no bundle can be made.
-func GatherScript(in, ref Input) (string, error) {
-	m, ok := in.Distro.Packages.(distros.Bundler)
-	switch {
-	case !ok:
-		return "", &choice.Refusal{What: "bundle", Reason: errNoBundle(in.Distro)}
-	case ref.Distro.String() != in.Distro.String() || ref.Facts.Arch != in.Facts.Arch:
-		return "", &choice.Refusal{What: "bundle for " + in.Distro.Name + " on " + in.Facts.Arch,
-			Reason: "the packages are gathered in a guest of the same kind, and this one is " + ref.Distro.Name + " on " + ref.Facts.Arch}
-	case in.Choice.Replaces.Any():
-		return "", &choice.Refusal{What: "bundle", Reason: "the guest has a driver that came another way: uninstall it first"}
+// guest: its own sources count. prepare does in it what ReadingSteps would. It fails with a *choice.Refusal where no
+// bundle can be made.
+func GatherScript(in, ref Input, prepare string) (string, error) {
+	if err := Gatherable(in, ref); err != nil {
+		return "", err
 	}
-	if what := unbundled(in); what != "" {
-		return "", &choice.Refusal{What: "bundle", Reason: "no bundle brings " + what + ": install that with --proxy or --repo-mirror"}
-	}
-	packages, pins := Needs(in)
-	g := distros.Gather{Packages: packages, Pins: pins, Need: in.Distro.Archive(ref.Facts, "")}
+	n := Needs(in)
+	g := distros.Gather{Packages: n.Packages, Pins: n.Pins, OneOf: n.OneOf, Need: in.Distro.Archive(ref.Facts, ""), Prepare: prepare}
 	if in.Choice.Source == choice.SourceDistro {
 		g.Sources = in.Distro.ExtraSources(ref.Facts, in.Want.Mirror)
 		g.Need = in.Distro.Archive(ref.Facts, in.Want.Mirror)
@@ -97,6 +139,18 @@ func GatherScript(in, ref Input) (string, error) {
 			g.Prefer = text
 		}
 	}
+	if wantsEngine(in) {
+		r, err := in.Distro.ContainerRepo(in.Facts.Arch)
+		if err != nil {
+			return "", &choice.Refusal{What: "bundle", Reason: err.Error()}
+		}
+		g.Container = &r
+		g.Drop = append(g.Drop, append(otherContainerLists(ref, r), r.ListPath)...)
+	}
+	if in.Choice.Modules != choice.ModulesPrecompiled {
+		g.Vault = in.Distro.FromVault(in.Facts.Kernel.Next, in.Facts.Arch, in.Distro.Packages.Refresh(distros.Refresh{Need: g.Need}), in.Choice.Headers)
+	}
+	m, _ := in.Distro.Bundler()
 	return m.Gather(g), nil
 }
 
@@ -109,7 +163,7 @@ func misfit(b choice.Bundle, format string, args ...any) error {
 // chosen: what the bundle has may be nothing that this guest could have.
 func FitsGuest(b choice.Bundle, f facts.Facts, d distros.Distro) error {
 	next := f.Kernel.Next
-	_, can := d.Packages.(distros.Bundler)
+	_, can := d.Bundler()
 	switch {
 	case !b.Given():
 		return nil
@@ -133,14 +187,23 @@ func Fits(in Input) error {
 	if in.Choice.Replaces.Any() {
 		return misfit(b, "the guest has a driver that came another way: uninstall it first")
 	}
-	if what := unbundled(in); what != "" {
-		return misfit(b, "no bundle brings %s: install that with --proxy or --repo-mirror", what)
+	there := func(p string) bool {
+		_, installed := in.Facts.Packages[distros.PackageName(p)]
+		return installed || slices.Contains(b.Packages, p)
 	}
-	packages, pins := Needs(in)
+	named := func(p string) bool {
+		return there(p) || slices.ContainsFunc(b.Packages, func(have string) bool { return distros.PackageName(have) == distros.PackageName(p) })
+	}
+	n := Needs(in)
 	var missing []string
-	for _, p := range append(packages, pins...) {
-		if _, there := in.Facts.Packages[distros.PackageName(p)]; !there && !slices.Contains(b.Packages, p) {
+	for _, p := range slices.Concat(n.Packages, n.Pins) {
+		if !there(p) {
 			missing = append(missing, p)
+		}
+	}
+	for _, names := range n.OneOf {
+		if !slices.ContainsFunc(names, named) {
+			missing = append(missing, strings.Join(names, " or "))
 		}
 	}
 	if len(missing) > 0 {
@@ -187,16 +250,16 @@ func init() {
 					`chmod 700 `+bundleDir,
 					`rmdir "$new"`)},
 			}
-			m, ok := in.Distro.Packages.(distros.Bundler)
+			m, ok := in.Distro.Bundler()
 			if !ok {
 				return acts
 			}
-			packages, pins := Needs(in)
+			n := Needs(in)
 			there := func(p string) bool {
 				_, ok := in.Facts.Packages[distros.PackageName(p)]
 				return ok && !slices.Contains(in.Want.Bundle.Packages, p)
 			}
-			wanted := slices.DeleteFunc(append(pins[:len(pins):len(pins)], packages...), there)
+			wanted := slices.DeleteFunc(slices.Concat(n.Pins, n.Packages), there)
 			return append(acts, action.Run{Title: "see that with it nothing is missing", Script: lines(
 				m.Local(bundleDir),
 				`( `+m.Complete(wanted...)+` ) || {`,

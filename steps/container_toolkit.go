@@ -45,7 +45,7 @@ func wantsEngine(in Input) bool { return in.Want.ContainerToolkit != "" }
 
 // usesContainerRepo tells whether the toolkit comes from NVIDIA's repository: one that is there already stays.
 func usesContainerRepo(in Input) bool {
-	if !wantsEngine(in) {
+	if !wantsEngine(in) || byBundle(in) {
 		return false
 	}
 	r, err := in.Distro.ContainerRepo(in.Facts.Arch)
@@ -113,7 +113,7 @@ func init() {
 		Apply: func(in Input) []action.Action {
 			m := in.Distro.Packages
 			script := m.Install(containerPackage)
-			if r, err := in.Distro.ContainerRepo(in.Facts.Arch); err == nil {
+			if r, err := in.Distro.ContainerRepo(in.Facts.Arch); err == nil && !byBundle(in) {
 				script = lines(
 					`if ! ( `+m.Offered(containerPackage)+` ) >/dev/null 2>&1; then`,
 					m.Refresh(distros.Refresh{Need: []string{r.URL}}),

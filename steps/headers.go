@@ -22,6 +22,9 @@ func init() {
 		},
 		Apply: func(in Input) []action.Action {
 			var acts []action.Action
+			if byBundle(in) {
+				return []action.Action{action.Run{Title: "install headers and build tools", Packages: true, Script: in.Distro.Packages.Quiet(installPackages(in, headerPackages(in)...))}}
+			}
 			if script := in.Distro.FromVault(in.Facts.Kernel.Next, in.Facts.Arch, freshLists(in), in.Choice.Headers); script != "" {
 				acts = append(acts, action.Run{Title: "see whether the exact headers can still be had, else take them from the vault", Packages: true, Script: in.Distro.Packages.Quiet(script)})
 			}
@@ -38,6 +41,10 @@ func headerPackages(in Input) []string {
 	all := slices.Concat(in.Choice.Headers, in.Distro.BuildTools)
 	if pkg, _ := in.Distro.Toolset(in.Facts); pkg != "" {
 		all = append(all, pkg)
+	}
+	// SUSE's packages build their modules without dkms, and NVIDIA's installer is told to use it.
+	if in.Choice.Modules == choice.ModulesDKMS {
+		all = append(all, "dkms")
 	}
 	slices.Sort(all)
 	return slices.Compact(all)

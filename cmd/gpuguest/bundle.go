@@ -127,7 +127,7 @@ func (a *app) makeBundle(ctx context.Context, b bundling) (made offline.Archive,
 	if err != nil {
 		return made, err
 	}
-	script, err := steps.GatherScript(in, ref)
+	script, err := plan.GatherScript(in, ref)
 	if err != nil {
 		return made, err
 	}
@@ -200,8 +200,7 @@ func manifest(in steps.Input) offline.Manifest {
 		return &offline.Installer{Name: i.Name, Version: i.Version, SHA256: i.SHA256}
 	}
 	m.Runfile, m.CUDARunfile = installer(c.Runfile), installer(c.CUDA.Installer)
-	packages, pins := steps.Needs(in)
-	m.Packages = slices.Concat(packages, pins)
+	m.Packages = steps.Needs(in).All()
 	slices.Sort(m.Packages)
 	return m
 }
@@ -292,7 +291,10 @@ func unpack(r io.Reader, dir string) ([]offline.File, error) {
 			for s := bufio.NewScanner(t); s.Scan(); {
 				origins = append(origins, s.Text())
 			}
-		case h.Typeflag == tar.TypeReg && below && !strings.ContainsAny(name, "/\\"):
+		case h.Typeflag == tar.TypeReg && below && (isIndex(name) || !strings.ContainsAny(name, "/\\")):
+			if err := os.MkdirAll(filepath.Join(dir, offline.RepoFolder, path.Dir(name)), 0o700); err != nil {
+				return nil, err
+			}
 			f, err := keepFile(filepath.Join(dir, offline.RepoFolder, name), t)
 			if err != nil {
 				return nil, err
@@ -318,17 +320,23 @@ func unpack(r io.Reader, dir string) ([]offline.File, error) {
 		f.From = w[2]
 		found[w[1]] = f
 	}
+	if len(origins) == 0 {
+		return nil, errors.New("there is no package in it")
+	}
 	var files []offline.File
 	for name, f := range found {
-		if f.From == "" && name != "Packages" {
+		if f.From == "" && !isIndex(name) {
 			return nil, fmt.Errorf("%s came from nowhere", name)
 		}
 		files = append(files, f)
 	}
-	if len(found) < 2 {
-		return nil, errors.New("there is no package in it")
-	}
 	return files, nil
+}
+
+// isIndex tells an index of packages, apt's or rpm's, from a package.
+func isIndex(name string) bool {
+	file, below := strings.CutPrefix(name, "repodata/")
+	return name == "Packages" || below && !strings.ContainsAny(file, "/\\")
 }
 
 // keepFile writes a new file and tells its size and SHA-256.

@@ -260,6 +260,9 @@ func TestMakeRefuses(t *testing.T) {
 			edit: func(f *facts.Facts) {
 				f.Secure = facts.SecureBoot{State: "enabled", Keys: []string{"DKMS module signing key"}}
 			}, says: []string{"Secure Boot"}},
+		{name: "the distribution's open modules for a kernel that they do not compile for", as: "debian:12", gpus: []string{t4}, want: Want{Source: "distro", Flavor: "open"},
+			edit: func(f *facts.Facts) { f.Kernel.Next = "6.1.0-56-amd64" },
+			says: []string{"Debian 12 (bookworm)'s open modules of branch 535 do not compile for kernels of its series from 6.1.0-56 on"}, nearest: "--flavor open --source nvidia"},
 		{name: "Secure Boot and another DKMS's key", as: "debian:12", gpus: []string{t4},
 			edit: func(f *facts.Facts) {
 				f.Secure = facts.SecureBoot{State: "enabled", Keys: []string{"DKMS module signing key: 2222"}, SigningKeys: []string{"/var/lib/dkms/mok.pub"},

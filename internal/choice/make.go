@@ -560,6 +560,9 @@ func (r *request) kernelObjection(c candidate) string {
 	if r.kernel == "" {
 		return ""
 	}
+	if !c.offer.Compiles(r.kernel) {
+		return fmt.Sprintf("%s's %s modules of branch %d do not compile for kernels of its series from %s on, and %s starts next", r.d.Name, c.offer.Flavor, c.branch.Number, c.offer.Breaks, r.kernel)
+	}
 	if limit := c.branch.KernelBelow; limit != "" && compareKernels(r.kernel, limit) >= 0 {
 		return fmt.Sprintf("the modules of branch %d do not build for kernels from %s on, and %s starts next", c.branch.Number, limit, r.kernel)
 	}

@@ -67,7 +67,7 @@ type File struct {
 	Name   string `json:"name"` // below Folder: "repo/dkms_3.0.10-8_all.deb"
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`         // lower-case hex
-	From   string `json:"from,omitempty"` // URL that it was fetched from, "" none
+	From   string `json:"from,omitempty"` // URL that it was fetched from, or the id of its repository; "" none
 }
 
 // ErrNone says that a file is no archive of this package's, or one of a form that it does not know.

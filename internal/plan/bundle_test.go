@@ -25,10 +25,9 @@ func bundleFor(t *testing.T, f facts.Facts, w choice.Want) choice.Bundle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	packages, pins := steps.Needs(in)
 	return choice.Bundle{
 		Name: "vm.bundle", SHA256: strings.Repeat("ab", 32), Size: 200 << 20, Distro: in.Distro.String(), Arch: f.Arch, Kernel: f.Kernel.Next,
-		Packages: slices.Concat(packages, pins),
+		Packages: steps.Needs(in).All(),
 	}
 }
 
@@ -37,31 +36,44 @@ func bundleFor(t *testing.T, f facts.Facts, w choice.Want) choice.Bundle {
 var asksNetwork = regexp.MustCompile(`\b(curl|wget|apt-helper)\b|https?://`)
 
 func TestPlanByBundleAsksNothingOfTheNetwork(t *testing.T) {
-	f := guestFacts(t, "debian12-gtx1050ti-nouveau")
-	p, err := build(f, choice.Want{Bundle: bundleFor(t, f, choice.Want{})})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p.Env == "" {
-		t.Error("nothing tells the steps of the bundle")
-	}
-	at := map[steps.ID]int{}
-	for i, it := range p.Items() {
-		at[it.ID] = i
-		if slices.Contains([]steps.ID{"repo", "components", "old-sources", "extra-repos", "kernel"}, it.ID) {
-			t.Errorf("%s is in the plan", it.ID)
-		}
-		for _, a := range it.Actions {
-			if found := asksNetwork.FindString(actionScript(a)); found != "" && it.ID != "probe" {
-				t.Errorf("%s asks the network: %s", it.ID, found)
+	for name, w := range map[string]choice.Want{
+		"debian12-gtx1050ti-nouveau": {},
+		"rocky9-l4":                  {},
+		"rocky10-b200":               {CUDA: choice.CUDAAuto},
+		"rocky9-h100-podman":         {ContainerToolkit: choice.EnginePodman, GDS: true},
+		"ubuntu2204-a100-docker":     {ContainerToolkit: choice.EngineDocker},
+		"sles15-t4":                  {},
+		"fedora44-b200":              {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := guestFacts(t, name)
+			w.Bundle = bundleFor(t, f, w)
+			p, err := build(f, w)
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-	}
-	bundle, there := at["bundle"]
-	for _, id := range []steps.ID{"rescue", "blocklist", "headers", "pin", "driver"} {
-		if i, ok := at[id]; !ok || !there || i < bundle {
-			t.Errorf("%s does not come after the bundle", id)
-		}
+			if p.Env == "" {
+				t.Error("nothing tells the steps of the bundle")
+			}
+			at := map[steps.ID]int{}
+			for i, it := range p.Items() {
+				at[it.ID] = i
+				if slices.Contains([]steps.ID{"repo", "components", "old-sources", "extra-repos", "kernel", "container-repo"}, it.ID) {
+					t.Errorf("%s is in the plan", it.ID)
+				}
+				for _, a := range it.Actions {
+					if found := asksNetwork.FindString(actionScript(a)); found != "" && it.ID != "probe" {
+						t.Errorf("%s asks the network: %s", it.ID, found)
+					}
+				}
+			}
+			bundle, there := at["bundle"]
+			for _, id := range []steps.ID{"rescue", "blocklist", "headers", "pin", "driver"} {
+				if i, ok := at[id]; ok && (!there || i < bundle) || !ok && id != "pin" {
+					t.Errorf("%s does not come after the bundle", id)
+				}
+			}
+		})
 	}
 }
 
@@ -86,9 +98,11 @@ func TestBundleOfAnotherGuestOrPlanIsRefused(t *testing.T) {
 		"the container toolkit": {"ubuntu2204-a100-docker", func(b *choice.Bundle, w *choice.Want) {
 			b.Distro, b.Kernel = "ubuntu:22.04", guestFacts(t, "ubuntu2204-a100-docker").Kernel.Next
 			w.ContainerToolkit = choice.EngineDocker
-		}, "no bundle brings the container toolkit"},
+			b.Packages = slices.DeleteFunc(slices.Clone(b.Packages), func(p string) bool { return p == "nvidia-container-toolkit" })
+		}, "nvidia-container-toolkit"},
 		"an installer": {"", func(_ *choice.Bundle, w *choice.Want) { w.Source = choice.SourceRunfile }, "it lacks "},
-		"rpm":          {"rocky9-l4", func(b *choice.Bundle, _ *choice.Want) { b.Distro = "rocky:9" }, "--proxy"},
+		"yum":          {"centos7-k80", func(b *choice.Bundle, _ *choice.Want) { b.Distro = "centos:7" }, "--proxy"},
+		"tdnf":         {"azurelinux3-a100", func(b *choice.Bundle, _ *choice.Want) { b.Distro = "azurelinux:3.0" }, "--proxy"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			guest := f
@@ -116,6 +130,13 @@ func TestGatheringPassesShellcheck(t *testing.T) {
 		"debian12-gtx1050ti-nouveau": {},
 		"debian11-k80":               {Source: choice.SourceDistro},
 		"debian13-t4":                {Source: choice.SourceDistro, CUDA: "12.4"},
+		"ubuntu2204-a100-docker":     {ContainerToolkit: choice.EngineDocker},
+		"rocky9-l4":                  {CUDA: "12.8"},
+		"rocky9-h100-podman":         {ContainerToolkit: choice.EnginePodman, GDS: true},
+		"rocky10-b200":               {},
+		"almalinux9-h100-secureboot": {},
+		"fedora44-b200":              {},
+		"leap15-v100":                {},
 	} {
 		f := guestFacts(t, name)
 		in, err := Input(f, w)
@@ -127,7 +148,7 @@ func TestGatheringPassesShellcheck(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		script, err := steps.GatherScript(in, in)
+		script, err := GatherScript(in, in)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -141,12 +162,14 @@ func TestGatheringPassesShellcheck(t *testing.T) {
 			}
 		}
 	}
-	in, err := Input(guestFacts(t, "rocky9-l4"), choice.Want{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := steps.GatherScript(in, in); err == nil || !strings.Contains(err.Error(), "apt") {
-		t.Errorf("a bundle for dnf: %v", err)
+	for name, says := range map[string]string{"centos7-k80": "apt, dnf and zypper", "azurelinux3-a100": "apt, dnf and zypper", "sles15-t4": "does not read Package Hub"} {
+		in, err := Input(guestFacts(t, name), choice.Want{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := GatherScript(in, in); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("a bundle for %s: %v", name, err)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -36,6 +37,7 @@ func TestContainerRPM(t *testing.T) {
 	t.Run("version locks", func(t *testing.T) { testVersionLocks(t, w) })
 	t.Run("zypper", func(t *testing.T) { testZypper(t, w) })
 	t.Run("refused", func(t *testing.T) { testRPMRefused(t, w) })
+	t.Run("bundle", func(t *testing.T) { testRPMBundle(t, w) })
 }
 
 // needRPM skips a test that was not asked for, and fails one that lacks its tools.
@@ -67,6 +69,7 @@ type standIn struct {
 	conflicts              []string
 	files                  map[string]string // path → content, or the path of a file of this machine behind "@"
 	links                  map[string]string
+	post                   string // what is run behind the installation
 }
 
 func (p standIn) nevra() string {
@@ -183,6 +186,8 @@ src=$(ls /usr/src/nvidia-*/nvidia.ko | sort -V | tail -n 1)
 mkdir -p "/usr/lib/modules/$3/extra"
 cp "$src" "/usr/lib/modules/$3/extra/nvidia.ko"
 `}
+	createrepo := plain("createrepo_c", "0.20.1", "2.el9")
+	createrepo.arch, createrepo.files = "x86_64", map[string]string{"/usr/sbin/createrepo_c": "@/usr/bin/createrepo_c"}
 	plugin := plain("python3-dnf-plugin-versionlock", "4.3.1", "3.el9")
 	plugin.files = b.versionlock()
 	s582, s595, s589 := driverSet(t, b, "580.82.07", "el9"), driverSet(t, b, "595.71.05", "el9"), driverSet(t, b, "580.95.05", "el9")
@@ -194,20 +199,23 @@ cp "$src" "/usr/lib/modules/$3/extra/nvidia.ko"
 		files: map[string]string{"/usr/src/linux-obj/Makefile": "all:\n"}, links: map[string]string{"/usr/lib/modules/" + suseKernel + "-default/build": "/usr/src/linux-obj"}}
 	kmp := func(name, version, release string, provides ...string) standIn {
 		driver, _, _ := strings.Cut(version, "_")
-		return standIn{name: name, version: version, release: release, arch: "x86_64", provides: provides,
+		return standIn{name: name, version: version, release: release, arch: "x86_64", provides: provides, post: "depmod " + suseKernel + "-default",
 			files: map[string]string{"/usr/lib/modules/" + suseKernel + "-default/updates/nvidia.ko": "@" + b.module(driver, suseKernel+"-default")}}
 	}
 	x := func(name, version string, requires ...string) standIn {
 		return standIn{name: name, version: version, release: "1", arch: "x86_64", requires: requires}
 	}
+	gds := plain("nvidia-fs", "2.27.3", "1")
+	gds.arch, gds.files = "x86_64", map[string]string{"/usr/lib/modules/" + kernel + "/extra/nvidia_fs.ko": "@" + b.moduleOf("2.27.3", kernel, "GPL v2", filepath.Join(b.top, "nvidia_fs.ko"))}
+	gds.post = "depmod " + kernel
 	return []repository{
-		{path: "baseos", packages: []standIn{plain("gcc", "11.5.0", "5.el9"), plain("make", "4.3", "8.el9"), devel, newer, matched, matchedNewer, epel, plugin}},
+		{path: "baseos", packages: []standIn{plain("gcc", "11.5.0", "5.el9"), plain("make", "4.3", "8.el9"), plain("glibc-devel", "2.34", "168.el9"), createrepo, devel, newer, matched, matchedNewer, epel, plugin}},
 		{path: "crb", packages: []standIn{plain("crb-only", "1", "1.el9")}},
 		{path: "epel", packages: []standIn{dkms}},
-		{path: "cuda/rhel9/x86_64", key: "D42D0685.pub", packages: append(slices.Concat(s582, s589, s595), toolkit),
+		{path: "cuda/rhel9/x86_64", key: "D42D0685.pub", packages: append(slices.Concat(s582, s589, s595), toolkit, gds),
 			streams: map[string][]standIn{"580-open": slices.Concat(s582, s589), "580-dkms": slices.Concat(s582, s589), "595-open": s595}},
 		{path: "cuda/rhel10/x86_64", key: "CDF6BA43.pub", packages: append(slices.Concat(t582, t589, t595), toolkit, older)},
-		{path: "suse", packages: []standIn{plain("gcc", "7", "1"), plain("make", "4.2", "1"), suseDevel,
+		{path: "suse", packages: []standIn{plain("gcc", "7", "1"), plain("make", "4.2", "1"), plain("glibc-devel", "2.38", "1"), suseDevel,
 			kmp("nvidia-open-driver-G06-signed-cuda-kmp-default", "580.82.07_k6.4.0_150600.23.47", "150600.3.63.1")}},
 		{path: "cuda/sles15/x86_64", key: "D42D0685.pub", packages: []standIn{
 			kmp("nvidia-open-driver-G06-kmp-default", "580.95.05", "1"),
@@ -307,6 +315,9 @@ func (b *builder) rpm(p standIn, dir string) {
 			files[i] = "%config(noreplace) " + f
 		}
 	}
+	if p.post != "" {
+		spec.WriteString("%post\n" + p.post + "\n")
+	}
 	spec.WriteString("%files\n" + strings.Join(files, "\n") + "\n")
 	name := filepath.Join(b.top, "stand-in.spec")
 	put(b.t, name, spec.String())
@@ -357,6 +368,7 @@ type rpmGuest struct {
 	pid   int
 	facts facts.Facts
 	mount string
+	alone bool // what is run from now on reaches no network
 }
 
 // newRPMGuest makes a guest that is what a constructed recording says, as far as files and packages go. setup is run
@@ -365,7 +377,7 @@ func newRPMGuest(t *testing.T, recording, setup string) *rpmGuest {
 	t.Helper()
 	g := &rpmGuest{t: t, facts: guestFacts(t, recording), mount: t.TempDir()}
 	dir := sh.Quote(g.mount)
-	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `set -e
+	cmd := exec.Command("unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", `set -e
 mount -t tmpfs none `+dir+`
 mkdir `+dir+`/up `+dir+`/work `+dir+`/root
 mount -t overlay -o lowerdir=/,upperdir=`+dir+`/up,workdir=`+dir+`/work none `+dir+`/root
@@ -406,16 +418,27 @@ rpm --initdb
 // run runs a script in the guest.
 func (g *rpmGuest) run(script string) (string, int) {
 	g.t.Helper()
+	var out bytes.Buffer
+	code := g.runTo(script, &out, &out)
+	return out.String(), code
+}
+
+func (g *rpmGuest) runTo(script string, stdout, stderr io.Writer) int {
+	g.t.Helper()
 	ctx, cancel := context.WithTimeout(g.t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "-t", fmt.Sprint(g.pid), "-m", "--", "chroot", filepath.Join(g.mount, "root"), "/bin/sh")
+	spaces := []string{"-t", fmt.Sprint(g.pid), "-m"}
+	if g.alone {
+		spaces = append(spaces, "-n")
+	}
+	cmd := exec.CommandContext(ctx, "nsenter", append(spaces, "--", "chroot", filepath.Join(g.mount, "root"), "/bin/sh")...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C"}
-	cmd.Stdin = strings.NewReader(script)
-	out, err := cmd.CombinedOutput()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(script), stdout, stderr
+	err := cmd.Run()
 	if _, exited := err.(*exec.ExitError); err != nil && !exited {
 		g.t.Fatal(err)
 	}
-	return string(out), cmd.ProcessState.ExitCode()
+	return cmd.ProcessState.ExitCode()
 }
 
 func (g *rpmGuest) must(script string) string {
@@ -494,7 +517,7 @@ func (g *rpmGuest) uninstall() {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	for _, it := range items(p, "ready", "unhold", "remove-packages", "products", "restore-files") {
+	for _, it := range items(p, "ready", "unhold", "remove-packages", "products", "restore-files", "remove-ways") {
 		if out, code := g.run(p.Script(it)); code != 0 {
 			g.t.Fatalf("%s: exit %d: %s", it.ID, code, out)
 		}
@@ -553,7 +576,7 @@ func base(t *testing.T, b *builder, packages ...standIn) string {
 func elBase(t *testing.T) string {
 	version, release, _ := strings.Cut(rockyKernel, "-")
 	return base(t, &builder{t: t, top: t.TempDir()},
-		standIn{name: "rpm", version: "4.16", release: "1.el9", arch: "noarch"},
+		standIn{name: "rpm", version: "4.16", release: "1.el9", arch: "noarch", provides: []string{"/bin/sh"}},
 		standIn{name: "kernel-core", version: version, release: release, arch: "x86_64", provides: []string{"installonlypkg(kernel)"}})
 }
 
@@ -686,7 +709,7 @@ curl -fsS -o /tmp/key ` + w.url + `/RPM-GPG-KEY-test && rpm --import /tmp/key
 func suseBase(t *testing.T) string {
 	version, release, _ := strings.Cut(suseKernel, "-")
 	return base(t, &builder{t: t, top: t.TempDir()},
-		standIn{name: "rpm", version: "4.14", release: "1", arch: "noarch"},
+		standIn{name: "rpm", version: "4.14", release: "1", arch: "noarch", provides: []string{"/bin/sh"}},
 		standIn{name: "kernel-default", version: version, release: release + ".2", arch: "x86_64"})
 }
 
@@ -696,20 +719,7 @@ func testZypper(t *testing.T, w *rpmWorld) {
 	want := w.want()
 	want.HoldKernel = true
 	g.look()
-	// zypper runs no depmod for a stand-in; the package's own scripts do.
-	p, err := build(g.facts, want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, it := range items(p, packageSteps...) {
-		script := p.Script(it)
-		if it.ID == "driver" {
-			script = "zypper() { command zypper \"$@\"; c=$?; depmod " + suseKernel + "-default; return $c; }\n" + script
-		}
-		if out, code := g.run(script); code != 0 {
-			t.Fatalf("%s: exit %d: %s", it.ID, code, out)
-		}
-	}
+	p := g.install(want)
 	g.converged(p)
 	if got := g.must("rpm -q --qf '%{VERSION}\n' nvidia-open-580 nvidia-compute-utils-G06 kernel-default-devel"); got != "580.95.05\n580.95.05\n6.4.0\n" {
 		t.Errorf("installed are %s", got)
@@ -726,7 +736,7 @@ func testZypper(t *testing.T, w *rpmWorld) {
 
 	// Modules that SUSE signed: what goes with them has their version.
 	g = newRPMGuest(t, "sles15-t4-secureboot", w.suseSetup()+suseBase(t))
-	p, err = build(g.facts, w.want())
+	p, err := build(g.facts, w.want())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -739,7 +749,6 @@ func testZypper(t *testing.T, w *rpmWorld) {
 	if got := g.must("rpm -q --qf '%{NAME} %{VERSION}\n' nvidia-open-driver-G06-signed-cuda-kmp-default nvidia-compute-utils-G06"); got != "nvidia-open-driver-G06-signed-cuda-kmp-default 580.82.07_k6.4.0_150600.23.47\nnvidia-compute-utils-G06 580.82.07\n" {
 		t.Errorf("exit %d, installed are %s\n%s", code, got, out)
 	}
-	g.must("depmod " + suseKernel + "-default")
 	g.converged(Plan{Distro: p.Distro, Choice: p.Choice, Segments: []Segment{{Items: items(p, "ready", "repo", "driver")}}})
 }
 
@@ -765,6 +774,25 @@ func testRPMRefused(t *testing.T, w *rpmWorld) {
 	}
 	if out, code := g.run(p.Script(items(p, "repo")[0])); code == 0 || !strings.Contains(out, "expected is 610c7b14e068a878070da4e99cd0a493d42d0685") {
 		t.Errorf("a key that is not NVIDIA's: exit %d: %s", code, out)
+	}
+	// A mirror that has nothing, and one that sends a login page whatever it is asked for, or but for the key.
+	const page = "<!DOCTYPE html>\n<html><body>Please log in to use this network.</body></html>\n"
+	key, err := os.ReadFile(filepath.Join(w.dir, "RPM-GPG-KEY-test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(w.dir, "portal/rhel9/x86_64/D42D0685.pub"), page)
+	put(t, filepath.Join(w.dir, "portal-later/rhel9/x86_64/D42D0685.pub"), string(key))
+	put(t, filepath.Join(w.dir, "portal-later/rhel9/x86_64/repodata/repomd.xml"), page)
+	for mirror, says := range map[string]string{"/nothing": "could not be fetched", "/portal": "not the one whose SHA-256 was given", "/portal-later": "repomd.xml"} {
+		other := w.want()
+		other.Mirror = w.url + mirror
+		if p, err = build(g.facts, other); err != nil {
+			t.Fatal(err)
+		}
+		if out, code := g.run(p.Script(items(p, "repo")[0])); code == 0 || !strings.Contains(out, says) {
+			t.Errorf("%s: exit %d: %s", mirror, code, out)
+		}
 	}
 	// Without its stream a package is filtered out.
 	p, err = build(g.facts, w.want())

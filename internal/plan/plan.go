@@ -161,6 +161,25 @@ func Bare(f facts.Facts, w choice.Want) (steps.Input, error) {
 	return steps.Input{Facts: f, Distro: d, Want: w}, nil
 }
 
+// GatherScript is the script that gathers the packages of a plan in a guest that reaches them; ref is a plan for that
+// guest. It fails with a *choice.Refusal where no bundle can be made.
+func GatherScript(in, ref steps.Input) (string, error) {
+	if err := steps.Gatherable(in, ref); err != nil {
+		return "", err
+	}
+	there := in
+	there.Facts, there.Want.KeyringSent = ref.Facts, false
+	p, err := Build(there, steps.ReadingSteps())
+	if err != nil {
+		return "", err
+	}
+	prepare := Library(p.Distro)
+	for _, it := range p.Items() {
+		prepare += "( " + p.frame(it) + ") || exit\n"
+	}
+	return steps.GatherScript(in, ref, prepare)
+}
+
 // Installed makes the input of a plan that holds a guest against the driver that is there, whoever put
 // it there; w may say what it must be.
 func Installed(f facts.Facts, w choice.Want) (steps.Input, error) {

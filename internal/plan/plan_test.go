@@ -129,6 +129,7 @@ var goldens = []struct {
 	{"debian12-t4-remedies-back", "debian12-t4-driver535", choice.Want{Source: choice.SourceDistro, DropFirmware: true, DropOptions: []string{"nvidia_uvm uvm_disable_hmm=1"}}},
 	{"ubuntu2510-t4-dracut-firmware", "ubuntu2510-t4-dracut", choice.Want{As: "ubuntu:24.04", Firmware: true}},
 	{"debian12-gtx1050ti-bundle", "debian12-gtx1050ti-nouveau", choice.Want{Bundle: airGapped}},
+	{"rocky9-l4-bundle", "rocky9-l4", choice.Want{Bundle: airGappedRocky}},
 	{"debian12-gtx1050ti-proxy", "debian12-gtx1050ti-nouveau", choice.Want{Proxy: aProxy}},
 	{"rocky9-l4-proxy", "rocky9-l4", choice.Want{Proxy: aProxy}},
 	{"debian12-t4-unsupported-branch", "debian12-t4-driver535", choice.Want{Driver: "390"}},
@@ -169,6 +170,12 @@ var (
 var airGapped = choice.Bundle{
 	Name: "vm.bundle", SHA256: strings.Repeat("ab", 32), Size: 200 << 20, Distro: "debian:12", Arch: "x86_64", Kernel: "6.1.0-50-amd64",
 	Packages: []string{"dkms", "gcc", "libc6-dev", "linux-headers-6.1.0-50-amd64", "linux-headers-amd64", "make", "nvidia-driver-cuda", "nvidia-driver-pinning-580", "nvidia-kernel-dkms", "nvidia-persistenced"},
+}
+
+// airGappedRocky is one for a guest of dnf.
+var airGappedRocky = choice.Bundle{
+	Name: "vm.bundle", SHA256: strings.Repeat("cd", 32), Size: 400 << 20, Distro: "rocky:9", Arch: "x86_64", Kernel: "5.14.0-570.49.1.el9_6.x86_64",
+	Packages: []string{"dkms", "gcc", "glibc-devel", "kernel-devel-5.14.0-570.49.1.el9_6.x86_64", "kernel-devel-matched-5.14.0-570.49.1.el9_6.x86_64", "kmod-nvidia-open-dkms", "make", "nvidia-driver-cuda", "nvidia-persistenced"},
 }
 
 func guestFacts(t testing.TB, name string) facts.Facts {
@@ -268,7 +275,7 @@ func TestPlansPassShellcheck(t *testing.T) {
 	if err != nil {
 		t.Skip("no shellcheck on this machine")
 	}
-	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot", "debian12-gtx1050ti-bundle", "rocky9-l4-proxy", "ubuntu2404-h100-cuda-12.8-samples"}
+	few := []string{"debian12-gtx1050ti", "debian12-t4-secureboot-key-runfile", "centos7-k80-runfile-390-cuda-9.1", "rocky9-l4", "sles15-t4-secureboot", "debian12-gtx1050ti-bundle", "rocky9-l4-bundle", "rocky9-l4-proxy", "ubuntu2404-h100-cuda-12.8-samples"}
 	for _, g := range goldens {
 		if os.Getenv("GPUGUEST_LINT") == "" && !slices.Contains(few, g.name) {
 			continue
@@ -380,6 +387,7 @@ func TestGoldensCoverEveryMethodTwice(t *testing.T) {
 			"CUDA by packages":                   c.CUDA.Source == choice.SourceNVIDIA,
 			"CUDA by its installer":              c.CUDA.Source == choice.SourceRunfile,
 			"mirror":                             g.want.Mirror != "",
+			"air-gapped":                         p.Bundle != "",
 			"kernel held":                        g.want.HoldKernel,
 			"module stream":                      c.Within.Stream != "",
 			"versions locked":                    len(c.Within.Names) > 0,
@@ -400,7 +408,7 @@ func TestGoldensCoverEveryMethodTwice(t *testing.T) {
 	for _, what := range []string{
 		"plans", "refused", "source nvidia", "source distro", "source runfile", "modules dkms", "modules precompiled", "modules kmp", "flavor open", "flavor proprietary",
 		"package manager apt", "package manager dnf", "package manager zypper", "package manager tdnf", "arm64", "Secure Boot on", "Secure Boot off", "signed modules", "signing key",
-		"installer sent", "installer fetched", "CUDA by packages", "CUDA by its installer", "mirror", "kernel held", "module stream", "versions locked", "pinned by a package",
+		"installer sent", "installer fetched", "CUDA by packages", "CUDA by its installer", "mirror", "air-gapped", "kernel held", "module stream", "versions locked", "pinned by a package",
 		"upgrade from an older branch", "switch of flavor", ".run replaced by packages", "packages replaced by a .run", "container toolkit", "MIG",
 	} {
 		if want := cmp.Or(least[what], 2); seen[what] < want {
