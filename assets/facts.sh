@@ -11,6 +11,10 @@
 # can (a fork costs milliseconds in an emulated guest): sh reads small files itself, one awk reads all others, and
 # what others must answer is asked for meanwhile. So the order of the sections means nothing.
 #
+# Who has more to ask puts two functions before this script. gpuguest_before runs first of all and may leave in
+# gpuguest_packages, gpuguest_packages_code and gpuguest_said_1 what dpkg-query and modinfo answered to others;
+# gpuguest_beside runs at the same time as this script, and what it prints follows the facts.
+#
 # GPUGUEST_ROOT, GPUGUEST_SYS: read a recorded tree in place of / and /sys; nothing live is asked then.
 # GPUGUEST_FULL=1: ask what the package manager offers even when an NVIDIA driver is installed.
 LC_ALL=C
@@ -105,9 +109,56 @@ asked() {
 	fi' gpuguest </dev/null || why "asking ended with $?"
 }
 
-printf 'gpuguest-facts 1\n'
-{
+# Locks, without fuser: whether a process that /proc/locks names has a lock file open, and then whether it is that
+# file's lock, by the inode. flock(2)'s locks hold nobody up that asks by fcntl(2), as package managers do.
+# The first who reads /proc/locks waits some milliseconds (the kernel stops all changes to locks for it), and all
+# others wait for nothing meanwhile.
+locked() {
+	sec lock
+	set --
+	for f in /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock /var/lib/rpm/.rpm.lock /usr/lib/sysimage/rpm/.rpm.lock; do
+		if [ -f "$R$f" ]; then set -- "$@" "$R$f"; fi
+	done
+	if [ $# -gt 0 ]; then
+		if [ -r "$R/proc/locks" ]; then
+			ino=
+			while read -r _ a _ _ pid dev _; do
+				case $a in POSIX | OFDLCK) ;; *) continue ;; esac
+				case $pid in '' | *[!0-9]* | 0) continue ;; esac
+				for f in "$@"; do
+					for d in "$R/proc/$pid/fd"/*; do
+						# shellcheck disable=SC3013 # dash, bash and busybox know -ef
+						if [ "$d" -ef "$f" ]; then
+							if [ -z "$ino" ]; then ino=$NL$(stat -L -c %i "$@" 2>/dev/null)$NL; fi
+							case $ino in *"$NL${dev##*:}$NL"*) ;; *) continue 3 ;; esac
+							c=
+							if [ -r "$R/proc/$pid/cmdline" ]; then c=$(tr '\000\n' '  ' <"$R/proc/$pid/cmdline"); fi
+							if [ -z "$c" ]; then
+								get "$R/proc/$pid/comm"
+								c=$v
+							fi
+							out "$pid$TAB${f#"$R"}$TAB$c"
+							break
+						fi
+					done
+				done
+			done <"$R/proc/locks"
+		else
+			why "/proc/locks is not readable"
+		fi
+	fi
+	for f in /run/yum.pid /run/zypp.pid /var/cache/dnf/metadata_lock.pid /var/cache/dnf/download_lock.pid /var/lib/dnf/rpmdb_lock.pid; do
+		get "$R$f"
+		case $v in '' | *[!0-9]*) continue ;; esac
+		if [ -d "$R/proc/$v" ]; then
+			pid=$v
+			get "$R/proc/$pid/comm"
+			out "$pid$TAB$f$TAB$v"
+		fi
+	done
+}
 
+sections() {
 sec id
 get "$R/proc/sys/kernel/osrelease"
 if [ -z "$v" ] && [ -z "$R" ]; then v=$(uname -r); fi
@@ -119,6 +170,7 @@ get "$R/proc/sys/kernel/hostname"
 out "host$TAB$v"
 get "$R/proc/sys/kernel/random/boot_id"
 out "boot_id$TAB$v"
+boot=$v
 get "$R/proc/1/comm"
 out "init$TAB$v"
 # User 0 without root's rights would read fewer files and call it the truth.
@@ -290,7 +342,13 @@ done
 sec modinfo
 if [ $# -gt 0 ]; then
 	if have modinfo; then
-		deps=$(modinfo "$@" 2>/dev/null </dev/null)
+		# What another asked of this very file is not asked again.
+		deps=${gpuguest_said_1:-}
+		l=${deps%%"$NL"*}
+		case "$# $l" in
+		"1 filename:"*" $1") ;;
+		*) deps=$(modinfo "$@" 2>/dev/null </dev/null) ;;
+		esac
 		set -f
 		IFS=$NL
 		for l in $deps; do
@@ -373,9 +431,13 @@ if have dpkg-query && [ -f "$R/var/lib/dpkg/status" ]; then
 	# Every package that is of interest, and every one that is not simply installed or gone.
 	# shellcheck disable=SC2016 # dpkg-query's own variables
 	pk=$({
-		dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null
-		echo "rc$?"
-	} | grep -E "^rc|^\\|(.[HUFWt]|h.|..R)|^\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB)")
+		if [ -n "${gpuguest_packages:-}" ]; then
+			printf '%s\nrc%s\n' "$gpuguest_packages" "${gpuguest_packages_code:-0}"
+		else
+			dpkg-query --admindir="$R/var/lib/dpkg" -W -f='|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null </dev/null
+			echo "rc$?"
+		fi
+	} | grep -oE "^rc.*|\\|(.[HUFWt]|h.|..R).*|\\|.i.?$TAB([^$TAB]*(nvidia|cuda|nouveau|nvpd)|linux-(image|headers|modules|generic|virtual|lowlatency|aws|azure|gcp|oracle|kvm|nvidia|kbuild|compiler|source)|(dkms|gcc|g\\+\\+|make|build-essential|libc6-dev|dpkg|apt|mokutil|shim|grub|systemd|systemd-boot|initramfs-tools|dracut|kmod|cloud-init|curl|wget|gnupg|gpg|ca-certificates|pciutils|needrestart|unattended-upgrades|ubuntu-drivers-common|datacenter-gpu-manager|firmware-misc-nonfree)(-[^$TAB]*)?$TAB).*")
 	all dpkg-query
 elif have rpm && [ -z "$R" ]; then
 	# shellcheck disable=SC2016
@@ -471,51 +533,6 @@ if [ $# -gt 0 ]; then
 	unset IFS
 	set +f
 fi
-
-# Locks, without fuser: the inodes of the lock files, whoever /proc/locks names for them, and a look
-# whether that process has the very file open.
-sec lock
-set --
-for f in /var/lib/dpkg/lock-frontend /var/lib/dpkg/lock /var/lib/apt/lists/lock /var/cache/apt/archives/lock /var/lib/rpm/.rpm.lock /usr/lib/sysimage/rpm/.rpm.lock; do
-	if [ -f "$R$f" ]; then set -- "$@" "$R$f"; fi
-done
-if [ $# -gt 0 ]; then
-	if [ -r "$R/proc/locks" ]; then
-		ino=
-		while read -r _ a _ _ pid dev _; do
-			if [ "$a" = '->' ]; then continue; fi
-			case $pid in '' | *[!0-9]* | 0) continue ;; esac
-			if [ -z "$ino" ]; then ino=$NL$(stat -L -c %i "$@" 2>/dev/null)$NL; fi
-			case $ino in *"$NL${dev##*:}$NL"*) ;; *) continue ;; esac
-			for f in "$@"; do
-				for d in "$R/proc/$pid/fd"/*; do
-					# shellcheck disable=SC3013 # dash, bash and busybox know -ef
-					if [ "$d" -ef "$f" ]; then
-						c=
-						if [ -r "$R/proc/$pid/cmdline" ]; then c=$(tr '\000\n' '  ' <"$R/proc/$pid/cmdline"); fi
-						if [ -z "$c" ]; then
-							get "$R/proc/$pid/comm"
-							c=$v
-						fi
-						out "$pid$TAB${f#"$R"}$TAB$c"
-						break
-					fi
-				done
-			done
-		done <"$R/proc/locks"
-	else
-		why "/proc/locks is not readable"
-	fi
-fi
-for f in /run/yum.pid /run/zypp.pid /var/cache/dnf/metadata_lock.pid /var/cache/dnf/download_lock.pid /var/lib/dnf/rpmdb_lock.pid; do
-	get "$R$f"
-	case $v in '' | *[!0-9]*) continue ;; esac
-	if [ -d "$R/proc/$v" ]; then
-		pid=$v
-		get "$R/proc/$pid/comm"
-		out "$pid$TAB$f$TAB$v"
-	fi
-done
 
 sec driver
 for f in "$R"/usr/lib/*/libnvidia-ml.so.*.* "$R"/usr/lib64/libnvidia-ml.so.*.* "$R"/usr/lib/libnvidia-ml.so.*.* \
@@ -636,16 +653,38 @@ for d in "$R"/var/lib/gpuguest/jobs/*/*/; do
 	if [ -s "$d/exit" ]; then e=1; fi
 	# A job of an earlier boot cannot be at work, whatever it left.
 	get "$d/boot"
-	b=$v
-	get "$R/proc/sys/kernel/random/boot_id"
-	if [ -n "$b" ] && [ -n "$v" ] && [ "$b" != "$v" ]; then e=1; fi
+	if [ -n "$boot" ] && [ -n "$v" ] && [ "$boot" != "$v" ]; then e=1; fi
 	out "${j##*/}$TAB$a$TAB$e"
 done
 
 printf '== end\n'
-} | {
-	# What is printed meanwhile waits in the pipe and leaves in few pieces.
-	answers=$(asked)
+}
+
+# Each side of a pipe keeps what it finds and prints it in one piece: a network would carry many small ones one by one.
+# Nothing goes through the pipes: their end tells that the other side has printed, to where 4 leads.
+look() {
+	answers=$(sections 4>&- </dev/null)
+	read -r _
 	printf '%s\n' "$answers"
-	cat
+}
+printf 'gpuguest-facts 1\n'
+exec 4>&1
+{
+	answers=$(locked 4>&-)
+	printf '%s\n' "$answers" >&4
+} | {
+	answers=$(asked 4>&-)
+	read -r _
+	printf '%s\n' "$answers" >&4
+} | {
+	if have gpuguest_before; then gpuguest_before 4>&-; fi
+	if have gpuguest_beside; then
+		look >&4 | {
+			answers=$(gpuguest_beside 4>&- </dev/null 2>/dev/null)
+			read -r _
+			printf '%s\n' "$answers"
+		}
+	else
+		look
+	fi
 }

@@ -71,7 +71,11 @@ if ! apt-get check -q -o DPkg::Lock::Timeout=600 >/dev/null 2>&1 ||
 fi`
 }
 
-func (a apt) Snapshot() string { return "gpuguest_packages=$(" + packageStates + ")" }
+// Snapshot's lines go on with what facts.sh reads of a package, so that it need not ask again.
+func (a apt) Snapshot() string {
+	return `gpuguest_packages_code=0
+gpuguest_packages=$(dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\t|${db:Status-Abbrev}\t${Package}\t${Version}\t${Architecture}\n' 2>/dev/null) || gpuguest_packages_code=$?`
+}
 
 // packageStates lists every package, the state first, so that a pattern finds one without a fork.
 const packageStates = `dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n'`

@@ -84,13 +84,16 @@ const argumentsMark = "# arguments: "
 // grubEntries makes the lines of a check that hold the arguments against every entry of grub.cfg for the
 // next kernel; file is how that kernel's file is named there.
 func grubEntries(f facts.Facts, file string, args []string) []string {
-	script := []string{
-		`entries=$(grep -E '^[[:space:]]*linux(16|efi)?[[:space:]]' ` + sh.Quote(f.Boot.Config) + ` | grep -F -- ` + sh.Quote(file) + `) || { echo "no boot entry starts kernel" ` + sh.Quote(f.Kernel.Next) + `; exit 1; }`,
+	return []string{
+		`lacks=$(FILE=` + sh.Quote(file) + ` ARGS=` + sh.Quote(strings.Join(args, "\n")) + ` awk '`,
+		`BEGIN { n = split(ENVIRON["ARGS"], word, "\n") }`,
+		`$1 ~ /^linux(16|efi)?$/ && index($0, ENVIRON["FILE"]) {`,
+		`	found = 1`,
+		`	for (i = 1; i <= n && lacks == ""; i++) if (!index($0 " ", " " word[i] " ")) lacks = word[i]`,
+		`}`,
+		`END { print lacks; exit !found }' ` + sh.Quote(f.Boot.Config) + `) || { echo "no boot entry starts kernel" ` + sh.Quote(f.Kernel.Next) + `; exit 1; }`,
+		`[ -z "$lacks" ] || { echo "a boot entry lacks $lacks"; exit 1; }`,
 	}
-	for _, a := range args {
-		script = append(script, `[ -z "$(printf '%s\n' "$entries" | sed 's/$/ /' | grep -v -F -- `+sh.Quote(" "+a+" ")+`)" ] || { echo "a boot entry lacks" `+sh.Quote(a)+`; exit 1; }`)
-	}
-	return script
 }
 
 // grubGone compares the words behind the kernel's name in every entry of grub.cfg with those of before.

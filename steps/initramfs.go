@@ -58,7 +58,8 @@ func init() {
 				`[ -s "$image" ] || { echo "$image is missing"; exit 1; }`,
 				`[ ! "$image" -ot `+blocklistPath+` ] || { echo "$image is older than the blocklist"; exit 1; }`,
 				`seen=$(stat -c '%n %i %s %Y' "$image")`,
-				`if [ "$(cat "$S/initramfs.proved" 2>/dev/null)" != "$seen" ]; then`,
+				`proved=; [ ! -r "$S/initramfs.proved" ] || IFS= read -r proved <"$S/initramfs.proved" || :`,
+				`if [ "$proved" != "$seen" ]; then`,
 				`	`+holdsBlocklist(in, m)+` || { echo "$image does not hold the blocklist"; exit 1; }`,
 				`fi`,
 				`echo "$image holds the blocklist"`)

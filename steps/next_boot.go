@@ -46,7 +46,8 @@ func init() {
 			}
 			script := []string{
 				`image=/boot/vmlinuz-` + sh.Quote(in.Facts.Kernel.Next),
-				`[ ! -d /boot ] || [ -z "$(ls /boot/vmlinuz-* 2>/dev/null)" ] || [ -s "$image" ] || { echo "$image is missing"; exit 1; }`,
+				`set -- /boot/vmlinuz-*`,
+				`{ [ ! -e "$1" ] && [ ! -L "$1" ]; } || [ -s "$image" ] || { echo "$image is missing"; exit 1; }`,
 				moduleCheck(in),
 			}
 			if in.Facts.EnforcesSignatures() {

@@ -7,26 +7,32 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
+
+// pattern compiles an expression when it is first used: most runs of gpuguest read none of these outputs.
+func pattern(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
 
 // Patterns of deviceQuery's and bandwidthTest's output (NVIDIA/cuda-samples, v9.2 to v13.0).
 var (
-	detectedLine  = regexp.MustCompile(`^Detected (\d+) CUDA Capable device`)
-	deviceLine    = regexp.MustCompile(`^ ?Device (\d+): (.*)$`)
-	versionsLine  = regexp.MustCompile(`CUDA Driver Version / Runtime Version\s+(\S+) / (\S+)`)
-	ccLine        = regexp.MustCompile(`CUDA Capability Major/Minor version number:\s+(\S+)`)
-	memoryLine    = regexp.MustCompile(`Total amount of global memory:.*\((\d+) bytes\)`)
-	smLine        = regexp.MustCompile(`^\s*\(\s*(\d+)\) Multiprocessors`)
-	pciLine       = regexp.MustCompile(`Device PCI (?:Domain ID / )?Bus ID / (?:PCI )?location ID:\s+(?:(\d+) / )?(\d+) / (\d+)`)
-	eccLine       = regexp.MustCompile(`Device has ECC support:\s+(Enabled|Yes)`)
-	peerLine      = regexp.MustCompile(`> Peer access from .*\(GPU(\d+)\) -> .*\(GPU(\d+)\) : (Yes|No)`)
-	numDevsLine   = regexp.MustCompile(`NumDevs = (\d+)`)
-	resultLine    = regexp.MustCompile(`^Result = (PASS|FAIL)`)
-	returnedLine  = regexp.MustCompile(`\b(cu[A-Za-z]\w*) returned (?:error code )?(\d+)`)
-	directionLine = regexp.MustCompile(`^ ?(Host to Device|Device to Host|Device to Device) Bandwidth`)
-	kindLine      = regexp.MustCompile(`^ ?(PINNED|PAGEABLE) Memory Transfers`)
-	unitLine      = regexp.MustCompile(`Transfer Size \(Bytes\)\s+Bandwidth\((MB|GB)/s\)`)
-	rateLine      = regexp.MustCompile(`^\s+(\d+)\s+(\d+(?:\.\d+)?)\s*$`)
+	detectedLine  = pattern(`^Detected (\d+) CUDA Capable device`)
+	deviceLine    = pattern(`^ ?Device (\d+): (.*)$`)
+	versionsLine  = pattern(`CUDA Driver Version / Runtime Version\s+(\S+) / (\S+)`)
+	ccLine        = pattern(`CUDA Capability Major/Minor version number:\s+(\S+)`)
+	memoryLine    = pattern(`Total amount of global memory:.*\((\d+) bytes\)`)
+	smLine        = pattern(`^\s*\(\s*(\d+)\) Multiprocessors`)
+	pciLine       = pattern(`Device PCI (?:Domain ID / )?Bus ID / (?:PCI )?location ID:\s+(?:(\d+) / )?(\d+) / (\d+)`)
+	eccLine       = pattern(`Device has ECC support:\s+(Enabled|Yes)`)
+	peerLine      = pattern(`> Peer access from .*\(GPU(\d+)\) -> .*\(GPU(\d+)\) : (Yes|No)`)
+	numDevsLine   = pattern(`NumDevs = (\d+)`)
+	resultLine    = pattern(`^Result = (PASS|FAIL)`)
+	returnedLine  = pattern(`\b(cu[A-Za-z]\w*) returned (?:error code )?(\d+)`)
+	directionLine = pattern(`^ ?(Host to Device|Device to Host|Device to Device) Bandwidth`)
+	kindLine      = pattern(`^ ?(PINNED|PAGEABLE) Memory Transfers`)
+	unitLine      = pattern(`Transfer Size \(Bytes\)\s+Bandwidth\((MB|GB)/s\)`)
+	rateLine      = pattern(`^\s+(\d+)\s+(\d+(?:\.\d+)?)\s*$`)
 )
 
 // DeviceQuery reads the output of NVIDIA's deviceQuery. The program says "Result = PASS" of a guest without
@@ -35,16 +41,16 @@ func DeviceQuery(text string) Report {
 	r := Report{Tool: ToolDeviceQuery, Result: Error}
 	detected, counted := -1, -1
 	for line := range lines(text) {
-		if m := detectedLine.FindStringSubmatch(line); m != nil {
+		if m := detectedLine().FindStringSubmatch(line); m != nil {
 			detected = number(m[1])
 		}
-		if m := deviceLine.FindStringSubmatch(line); m != nil {
+		if m := deviceLine().FindStringSubmatch(line); m != nil {
 			r.Devices = append(r.Devices, Device{Index: number(m[1]), Name: strings.Trim(m[2], `"`)})
 		}
-		if m := numDevsLine.FindStringSubmatch(line); m != nil {
+		if m := numDevsLine().FindStringSubmatch(line); m != nil {
 			counted = number(m[1])
 		}
-		if m := peerLine.FindStringSubmatch(line); m != nil {
+		if m := peerLine().FindStringSubmatch(line); m != nil {
 			p := Peer{From: number(m[1]), To: number(m[2]), Access: m[3] == "Yes", State: "not supported"}
 			if p.Access {
 				p.State = "not run"
@@ -56,23 +62,23 @@ func DeviceQuery(text string) Report {
 			continue
 		}
 		d := &r.Devices[len(r.Devices)-1]
-		if m := versionsLine.FindStringSubmatch(line); m != nil {
+		if m := versionsLine().FindStringSubmatch(line); m != nil {
 			r.CUDA, r.Runtime = m[1], m[2]
 		}
-		if m := ccLine.FindStringSubmatch(line); m != nil {
+		if m := ccLine().FindStringSubmatch(line); m != nil {
 			d.ComputeCapability = m[1]
 		}
-		if m := memoryLine.FindStringSubmatch(line); m != nil {
+		if m := memoryLine().FindStringSubmatch(line); m != nil {
 			d.Memory, _ = strconv.ParseUint(m[1], 10, 64)
 		}
-		if m := smLine.FindStringSubmatch(line); m != nil {
+		if m := smLine().FindStringSubmatch(line); m != nil {
 			d.Multiprocessors = number(m[1])
 		}
-		if m := pciLine.FindStringSubmatch(line); m != nil {
+		if m := pciLine().FindStringSubmatch(line); m != nil {
 			// Decimal in deviceQuery, hexadecimal everywhere else.
 			d.PCI = fmt.Sprintf("%04x:%02x:%02x.0", number(m[1]), number(m[2]), number(m[3]))
 		}
-		if eccLine.MatchString(line) {
+		if eccLine().MatchString(line) {
 			d.ECC = true
 		}
 	}
@@ -90,19 +96,19 @@ func BandwidthTest(text string) Report {
 	r := Report{Tool: ToolBandwidthTest, Result: Error}
 	direction, pageable, unit := "", false, 0.0
 	for line := range lines(text) {
-		if m := deviceLine.FindStringSubmatch(line); m != nil {
+		if m := deviceLine().FindStringSubmatch(line); m != nil {
 			r.Devices = append(r.Devices, Device{Index: number(m[1]), Name: m[2]})
 		}
-		if m := directionLine.FindStringSubmatch(line); m != nil {
+		if m := directionLine().FindStringSubmatch(line); m != nil {
 			direction = m[1]
 		}
-		if m := kindLine.FindStringSubmatch(line); m != nil {
+		if m := kindLine().FindStringSubmatch(line); m != nil {
 			pageable = m[1] == "PAGEABLE"
 		}
-		if m := unitLine.FindStringSubmatch(line); m != nil {
+		if m := unitLine().FindStringSubmatch(line); m != nil {
 			unit = map[string]float64{"MB": 1000, "GB": 1}[m[1]]
 		}
-		if m := rateLine.FindStringSubmatch(line); m != nil && unit > 0 && len(r.Devices) > 0 {
+		if m := rateLine().FindStringSubmatch(line); m != nil && unit > 0 && len(r.Devices) > 0 {
 			rate, err := strconv.ParseFloat(m[2], 64)
 			if err != nil {
 				continue
@@ -137,10 +143,10 @@ func BandwidthTest(text string) Report {
 
 // common reads what both samples say alike.
 func (r *Report) common(line string) {
-	if m := returnedLine.FindStringSubmatch(line); m != nil {
+	if m := returnedLine().FindStringSubmatch(line); m != nil {
 		r.Failures = append(r.Failures, Failure{Kind: "init", Call: m[1], Code: number(m[2]), What: m[1] + " returned " + m[2]})
 	}
-	if m := resultLine.FindStringSubmatch(line); m != nil {
+	if m := resultLine().FindStringSubmatch(line); m != nil {
 		r.Result = map[string]string{"PASS": Pass, "FAIL": Fail}[m[1]]
 	}
 }
@@ -214,45 +220,45 @@ func nvbandwidthStatus(s string) string {
 }
 
 var (
-	nvRunning = regexp.MustCompile(`^\s*Running (\w+)\.\s*$`)
-	nvDetail  = regexp.MustCompile(`^\s*(.*(?:bandwidth|latency).*\((?:GB/s|ns)\))\s*$`)
-	nvStatus  = regexp.MustCompile(`^\s*(Waived|ERROR|Error|Not Found):\s*(.*)$`)
-	nvRuntime = regexp.MustCompile(`^\s*CUDA Runtime Version: (?:(\d+\.\d+) |(\d+)\s*$)`)
-	nvDevice  = regexp.MustCompile(`^\s*Device (\d+): (.+?)(?: \(([0-9a-f:]+)\))?\s*$`)
+	nvRunning = pattern(`^\s*Running (\w+)\.\s*$`)
+	nvDetail  = pattern(`^\s*(.*(?:bandwidth|latency).*\((?:GB/s|ns)\))\s*$`)
+	nvStatus  = pattern(`^\s*(Waived|ERROR|Error|Not Found):\s*(.*)$`)
+	nvRuntime = pattern(`^\s*CUDA Runtime Version: (?:(\d+\.\d+) |(\d+)\s*$)`)
+	nvDevice  = pattern(`^\s*Device (\d+): (.+?)(?: \(([0-9a-f:]+)\))?\s*$`)
 )
 
 func nvbandwidthText(text string) Report {
 	r := Report{Tool: ToolNVBandwidth, Result: Error}
 	var test *Test
 	for line := range lines(text) {
-		if m := nvRuntime.FindStringSubmatch(line); m != nil {
+		if m := nvRuntime().FindStringSubmatch(line); m != nil {
 			r.Runtime = m[1]
 			if n := number(m[2]); n > 0 {
 				r.Runtime = fmt.Sprintf("%d.%d", n/1000, n%1000/10)
 			}
 		}
-		if m := nvDevice.FindStringSubmatch(line); m != nil {
+		if m := nvDevice().FindStringSubmatch(line); m != nil {
 			r.Devices = append(r.Devices, Device{Index: number(m[1]), Name: m[2]})
 		}
-		if m := nvRunning.FindStringSubmatch(line); m != nil {
+		if m := nvRunning().FindStringSubmatch(line); m != nil {
 			r.Tests = append(r.Tests, Test{Name: m[1], Result: Fail, Message: "it printed no figures"})
 			test = &r.Tests[len(r.Tests)-1]
 			continue
 		}
-		if m := nvStatus.FindStringSubmatch(line); m != nil {
+		if m := nvStatus().FindStringSubmatch(line); m != nil {
 			if m[1] == "Waived" && test != nil {
 				test.Result, test.Message = "waived", ""
 			} else if m[1] != "Waived" {
 				r.Failures = append(r.Failures, failureIn(m[1]+": "+m[2]))
 			}
 		}
-		if m := returnedLine.FindStringSubmatch(line); m != nil {
+		if m := returnedLine().FindStringSubmatch(line); m != nil {
 			r.Failures = append(r.Failures, failureIn(line))
 		}
 		if test == nil {
 			continue
 		}
-		if m := nvDetail.FindStringSubmatch(line); m != nil {
+		if m := nvDetail().FindStringSubmatch(line); m != nil {
 			test.Detail = strings.TrimSpace(m[1])
 			continue
 		}
@@ -300,20 +306,20 @@ func (r Report) fromTests() Report {
 // failureIn makes a failure of a line that may hold a CUDA error.
 func failureIn(line string) Failure {
 	f := Failure{Kind: "test", What: strings.TrimSpace(line)}
-	if m := returnedLine.FindStringSubmatch(line); m != nil {
+	if m := returnedLine().FindStringSubmatch(line); m != nil {
 		f.Kind, f.Call, f.Code = "init", m[1], number(m[2])
 	}
 	return f
 }
 
 // dcgmRow is a row of the table of dcgmi diag: "| Software | Pass |".
-var dcgmRow = regexp.MustCompile(`^\|\s*([A-Za-z][^|]*?)\s*\|\s*(Pass|Fail|Skip|Warn)\b([^|]*)\|`)
+var dcgmRow = pattern(`^\|\s*([A-Za-z][^|]*?)\s*\|\s*(Pass|Fail|Skip|Warn)\b([^|]*)\|`)
 
 // DCGM reads the table of "dcgmi diag".
 func DCGM(text string) Report {
 	r := Report{Tool: ToolDCGM, Result: Error}
 	for line := range lines(text) {
-		m := dcgmRow.FindStringSubmatch(line)
+		m := dcgmRow().FindStringSubmatch(line)
 		if m == nil {
 			continue
 		}

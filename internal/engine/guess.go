@@ -12,9 +12,9 @@ import (
 // count only when the facts of now lead to the very same checks. A wrong guess costs the guest some reading and
 // is forgotten; a right one saves a command and the round trips that go with it.
 type guess struct {
-	nonce  string
-	script string
-	answer []byte
+	nonce          string
+	before, beside string // the script of the checks: what it asks first, and the rest
+	answer         []byte
 }
 
 // guessSize is the longest script that is sent on a guess, in bytes. Linux takes no argument of 128 KiB
@@ -38,17 +38,17 @@ func (r *run) foresee() *guess {
 	if g.nonce, err = newNonce(); err != nil {
 		return nil
 	}
-	g.script = plan.Checks(p.Distro, p.Items(), g.nonce)
-	if len(g.script) > guessSize {
+	g.before, g.beside = plan.Before(p.Distro, p.Items()), plan.Beside(p.Items(), g.nonce)
+	if len(g.before)+len(g.beside) > guessSize {
 		return nil
 	}
 	return g
 }
 
-// with returns a script that runs the facts script and the guessed checks at the same time, and prints the
-// answers of the one and then of the other. Neither reads the other's, nor this script's, input.
+// with returns a script that runs the facts script and the guessed checks at the same time, and prints the answers of
+// the one and then of the other. What both ask for is asked once.
 func (g *guess) with(factsScript string) string {
-	return "(\n" + g.script + "\n) </dev/null 2>/dev/null | {\nexec 3<&0 </dev/null\n(\n" + factsScript + "\n) 3<&-\ncat <&3\n}\n"
+	return "gpuguest_before() {\n" + g.before + "}\ngpuguest_beside() {\n" + g.beside + "}\n" + factsScript
 }
 
 // factsEnd ends what the facts script prints, and nothing within it can forge it.
@@ -67,5 +67,5 @@ func (g *guess) cut(out []byte) []byte {
 
 // fits tells whether the guess was right: the plan of now asks for the very same checks.
 func (g *guess) fits(p plan.Plan) bool {
-	return g != nil && g.answer != nil && g.script == plan.Checks(p.Distro, p.Items(), g.nonce)
+	return g != nil && g.answer != nil && g.before == plan.Before(p.Distro, p.Items()) && g.beside == plan.Beside(p.Items(), g.nonce)
 }

@@ -538,3 +538,53 @@ func TestLeanScriptPrintsTheSameFacts(t *testing.T) {
 		t.Errorf("the lean script prints\n%s\nand the whole one\n%s", lean, whole)
 	}
 }
+
+// TestWhatElseIsAskedFollowsTheFacts puts functions before the script as the engine does.
+func TestWhatElseIsAskedFollowsTheFacts(t *testing.T) {
+	if _, err := exec.LookPath("dpkg-query"); err != nil {
+		t.Skip("no dpkg-query on this machine: ", err)
+	}
+	root := tree{}.kernels("6.1.0-50-amd64").with("etc/os-release", "ID=debian\n").
+		with("lib/modules/6.1.0-50-amd64/modules.dep", "updates/dkms/nvidia.ko:\n").
+		with("var/lib/dpkg/status", "Package: make\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\nMaintainer: x <x@example.org>\nDescription: x\n\n").write(t)
+	module := filepath.Join(root, "lib/modules/6.1.0-50-amd64/updates/dkms/nvidia.ko")
+	for _, c := range []struct {
+		name, before     string
+		packages, module string
+	}{
+		{"told", "gpuguest_packages='installed dkms 3.0\t|ii \tdkms\t3.0\tall\ninstalled bash 5\t|ii \tbash\t5\tamd64'\ngpuguest_packages_code=0\ngpuguest_said_1='filename:       " + module + "\nversion:        580.95.05\nlicense:        NVIDIA'\n", "map[dkms:3.0]", "580.95.05"},
+		{"told half", "gpuguest_packages='installed dkms 3\t|ii \tdkms\t3\tall'\ngpuguest_packages_code=2\n", "map[]", ""},
+		{"told nothing", ":\n", "map[make:1]", ""},
+		{"told of another module", "gpuguest_said_1='filename:       /elsewhere/nvidia.ko\nversion:        580.95.05\n'", "map[make:1]", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			script := "gpuguest_before() {\n" + c.before + "\n}\ngpuguest_beside() {\ncat\necho 'beside 1'\necho quiet >&2\nprintf 'beside 2'\n}\n" + sh.Lean(assets.Facts)
+			cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", script)
+			cmd.Env = []string{"GPUGUEST_ROOT=" + root, "GPUGUEST_SYS=" + filepath.Join(root, "sys"), "PATH=/usr/bin:/bin"}
+			var said bytes.Buffer
+			cmd.Stderr = &said
+			out, err := cmd.Output()
+			if err != nil || said.Len() > 0 {
+				t.Fatalf("%v, %q", err, said.Bytes())
+			}
+			raw, ok := bytes.CutSuffix(out, []byte("beside 1\nbeside 2\n"))
+			if !ok || !bytes.HasSuffix(raw, []byte("\n== end\n")) {
+				t.Fatalf("the answers do not follow the facts: %q", out[max(0, len(out)-200):])
+			}
+			f, err := facts.Parse(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprint(f.Packages); got != c.packages {
+				t.Errorf("packages %s, want %s", got, c.packages)
+			}
+			version := ""
+			for _, m := range f.Driver.Modules {
+				version = m.Version
+			}
+			if version != c.module {
+				t.Errorf("module of version %q, want %q", version, c.module)
+			}
+		})
+	}
+}

@@ -129,12 +129,27 @@ func mode(m fs.FileMode) string {
 // prints each outcome between lines that carry nonce, which no check can know. After an item that is not met and waits for no boot,
 // Fresh items are passed over: they would only tell that the work before them is not done.
 func Checks(d distros.Distro, items []Item, nonce string) string {
+	return Before(d, items) + Beside(items, nonce)
+}
+
+// Before is the beginning of Checks: it asks once for what several checks look at, leaves the answers in variables and
+// prints nothing. What else runs in that shell may read them.
+func Before(d distros.Distro, items []Item) string {
 	var b strings.Builder
-	b.WriteString("export LC_ALL=C\nset +e\nopen=\n")
+	b.WriteString("export LC_ALL=C\nset +e\n")
 	if len(items) > 1 && d.Packages != nil {
 		b.WriteString(d.Packages.Snapshot() + "\n")
 	}
-	b.WriteString(asked(items))
+	for i, words := range shared(items) {
+		fmt.Fprintf(&b, "gpuguest_said_%[2]d=$(modinfo %[1]s 2>/dev/null)\ngpuguest_code_%[2]d=$?\n", words, i+1)
+	}
+	return b.String()
+}
+
+// Beside is the rest of Checks. It changes nothing of the shell that Before ran in when it has a subshell of its own.
+func Beside(items []Item, nonce string) string {
+	var b strings.Builder
+	b.WriteString("open=\n" + asked(items))
 	for _, it := range items {
 		if it.Fresh {
 			fmt.Fprintf(&b, "if [ -z \"$open\" ]; then\n")
@@ -165,39 +180,58 @@ const isEnabled = `systemctl() {
 }
 `
 
-// asked returns what has the modules that several items ask modinfo for looked up once: a function of that name, which
-// answers with the fields that checks read, exits as modinfo did, and passes all other calls on. sh reads an answer byte
-// by byte, and a driver's has kilobytes of aliases and parameters.
-func asked(items []Item) string {
+// compare answers cmp -s of standard input and a file, which are a few lines where checks ask so, without a program.
+const compare = `cmp() {
+	if [ "$# ${1-} ${2-}" = "3 -s -" ] && [ -f "$3" ] && [ -r "$3" ]; then
+		one= two=
+		while IFS= read -r l; do one="$one$l
+"; done
+		one=$one$l
+		while IFS= read -r l; do two="$two$l
+"; done <"$3"
+		[ "$one" = "$two$l" ]
+		return
+	fi
+	command cmp "$@"
+}
+`
+
+// shared are the words for modinfo of the modules that several items ask it for.
+func shared(items []Item) []string {
 	count := make(map[string]int)
+	var words []string
 	for _, it := range items {
-		count[it.Module]++
-	}
-	var b, cases strings.Builder
-	n := 0
-	for _, it := range items {
-		if it.Module == "" || count[it.Module] < 2 {
-			continue
+		if count[it.Module]++; it.Module != "" && count[it.Module] == 2 {
+			words = append(words, it.Module)
 		}
-		count[it.Module] = 0
-		n++
-		fmt.Fprintf(&b, `gpuguest_said=$(modinfo %[1]s 2>/dev/null)
-gpuguest_code_%[2]d=$?
-gpuguest_info_%[2]d=
+	}
+	return words
+}
+
+// asked returns functions that answer some of the programs that checks call. modinfo, of a module that several of them
+// ask for, answers with the fields that checks read and exits as modinfo did when Before asked it: sh reads an answer
+// byte by byte, and a driver's has kilobytes of aliases and parameters. All other calls are passed on.
+func asked(items []Item) string {
+	var b, cases strings.Builder
+	for i, words := range shared(items) {
+		fmt.Fprintf(&b, `gpuguest_info_%[1]d=
 set -f
 IFS='
 '
-for l in $gpuguest_said; do
-	case $l in version:* | license:* | vermagic:* | signer:*) gpuguest_info_%[2]d="$gpuguest_info_%[2]d$l
+for l in $gpuguest_said_%[1]d; do
+	case $l in version:* | license:* | vermagic:* | signer:*) gpuguest_info_%[1]d="$gpuguest_info_%[1]d$l
 " ;; esac
 done
 unset IFS
 set +f
-`, it.Module, n)
-		fmt.Fprintf(&cases, "\t%[1]s)\n\t\tprintf %%s \"$gpuguest_info_%[2]d\"\n\t\treturn \"$gpuguest_code_%[2]d\"\n\t\t;;\n", sh.Quote(it.Module), n)
+`, i+1)
+		fmt.Fprintf(&cases, "\t%[1]s)\n\t\tprintf %%s \"$gpuguest_info_%[2]d\"\n\t\treturn \"$gpuguest_code_%[2]d\"\n\t\t;;\n", sh.Quote(words), i+1)
 	}
-	if n > 0 {
+	if cases.Len() > 0 {
 		b.WriteString("modinfo() {\n\tcase \"$*\" in\n" + cases.String() + "\tesac\n\tcommand modinfo \"$@\"\n}\n")
+	}
+	if slices.ContainsFunc(items, func(it Item) bool { return strings.Contains(it.Check, "| cmp -s - ") }) {
+		b.WriteString(compare)
 	}
 	if slices.ContainsFunc(items, func(it Item) bool { return strings.Contains(it.Check, "systemctl is-enabled ") }) {
 		b.WriteString(isEnabled)

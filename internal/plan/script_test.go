@@ -268,6 +268,45 @@ func TestChecksTellEachOutcomeAndPassOverFreshOnes(t *testing.T) {
 	}
 }
 
+// TestChecksCompareAFewLinesWithoutAProgram puts a cmp in the way that says what it was asked.
+func TestChecksCompareAFewLinesWithoutAProgram(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "cmp"), []byte("#!/bin/sh\necho \"asked $*\"\nexit 2\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const text = "# it's \\n a %s\n\n  indented \\ \nlast\n"
+	files := map[string]string{
+		"same": text, "torn": strings.TrimSuffix(text, "\n"), "more": text + "\n", "less": "# it's\n", "empty": "", "other": strings.Replace(text, "last", "Last", 1),
+	}
+	var items []Item
+	for name, holds := range files {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(holds), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		items = append(items, Item{ID: steps.ID(name), Check: "printf %s " + sh.Quote(text) + " | cmp -s - " + sh.Quote(path) + " || { echo differs; exit 1; }"})
+	}
+	items = append(items, Item{ID: "gone", Check: "printf x | cmp -s - " + sh.Quote(filepath.Join(dir, "nothing")) + " || exit 1"}, Item{ID: "else", Check: "cmp a b"})
+	cmd := exec.Command("/bin/sh", "-c", Checks(distros.Distro{}, items, "--nonce"))
+	cmd.Env = []string{"PATH=" + dir + ":/usr/bin:/bin"}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ParseChecks(string(out), "--nonce")
+	for name := range files {
+		if o := got[steps.ID(name)]; o.Met != (name == "same") || o.Why != map[bool]string{true: "", false: "differs"}[o.Met] {
+			t.Errorf("%s: %+v", name, o)
+		}
+	}
+	if o := got["gone"]; o.Met || o.Why != "asked -s - "+filepath.Join(dir, "nothing") {
+		t.Errorf("of a file that is not there: %+v", o)
+	}
+	if o := got["else"]; o.Met || o.Why != "asked a b" {
+		t.Errorf("of another question: %+v", o)
+	}
+}
+
 // A module that several checks ask about is looked up once, in front of them, and each gets its fields and the exit code.
 func TestChecksLookAModuleUpOnce(t *testing.T) {
 	dir := t.TempDir()

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"gpuguest/internal/engine"
@@ -27,13 +28,14 @@ var pageStyle string
 //go:embed page/page.js
 var pageScript string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+// pageTemplate is read when a page is made, which most runs do not.
+var pageTemplate = sync.OnceValue(func() *template.Template { return template.Must(template.New("page").Parse(pageHTML)) })
 
 // HTML writes one page that needs nothing but itself: style, script and drawings are in it, and its own policy
 // forbids the browser to fetch anything or to run any script but that one. Whatever a guest said is text to it.
 func HTML(w io.Writer, guests []Guest, made time.Time) error {
 	var b bytes.Buffer
-	if err := pageTemplate.Execute(&b, newPage(guests, made)); err != nil {
+	if err := pageTemplate().Execute(&b, newPage(guests, made)); err != nil {
 		return err
 	}
 	_, err := w.Write(b.Bytes())
