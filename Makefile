@@ -51,15 +51,15 @@ test-packer: ## the template of docs/ in a real Packer
 	@command -v packer >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends packer; }
 	GPUGUEST_PACKER=1 $(GO) test -count=1 -run '^TestPacker$$' ./cmd/gpuguest
 
-# The main job there and back, the power cuts, and NVIDIA's real module.
-MAINVM := ^(TestVMInstallAndBack|TestVMPowerCut|TestVMRealDriver)$$
+# The main job there and back, the power cuts, NVIDIA's real module, and the arguments for a hypervisor's QEMU.
+MAINVM := ^(TestVMInstallAndBack|TestVMPowerCut|TestVMRealDriver|TestVMOnlyTheDeviceIsMissing|TestVMTheWindowHoldsTheBAR)$$
 
 test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU
-	GPUGUEST_LAB=1 $(GO) test -count=1 -v -parallel 2 -timeout 80m -run '$(MAINVM)' ./cmd/gpuguest
+	GPUGUEST_LAB=1 $(GO) test -count=1 -v -parallel 2 -timeout 80m -run '$(MAINVM)' ./cmd/gpuguest ./internal/hypervisor
 
 # Not part of "make test": under emulation they take an hour of two cores more.
 test-vm-more: deps ## verdicts and remedies, upgrades, smoke checks and the host's arguments in QEMU
-	GPUGUEST_LAB=1 $(GO) test -count=1 -v -parallel 2 -timeout 3h -run '^TestVM' -skip '$(MAINVM)' ./cmd/gpuguest ./internal/hypervisor
+	GPUGUEST_LAB=1 $(GO) test -count=1 -v -parallel 2 -timeout 3h -run '^TestVM' -skip '$(MAINVM)' ./cmd/gpuguest
 
 lint: deps
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "gofmt these"; exit 1; }

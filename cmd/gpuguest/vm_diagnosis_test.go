@@ -118,9 +118,8 @@ func state(r engine.Report, id string) string {
 	return ""
 }
 
-// TestVMDiagnosis lets NVIDIA's real module meet what goes wrong with it, ending with the story of the window that
-// is too small. There is no silicon behind the pretend GPU: once its windows are in place the driver does not know
-// the chip, and that is as far as it gets.
+// TestVMDiagnosis lets NVIDIA's real module meet what goes wrong with it. There is no silicon behind the pretend GPU:
+// once its windows are in place the driver does not know the chip, and that is as far as it gets.
 func TestVMDiagnosis(t *testing.T) {
 	g := bootVM(t, lab.Spec{RealDriver: true}, lab.BootSpec{})
 
@@ -166,16 +165,24 @@ apt-get -y -q install --reinstall nvidia-kernel-dkms || true`)
 	}) {
 		t.Errorf("no verdict on the headers: %v", all)
 	}
-	// The remedy is to run install again. The argument that helped goes at a person's word, and the window is then
-	// made too small for good.
+	// The remedy is to run install again. The argument that helped goes at a person's word.
 	r, code = g.run("install", "--source", "distro", "--no-fix", "--drop-kernel-arg", "pci=realloc", "--reboot", "never")
 	if code != exitVerify || state(r, "headers") != engine.Changed || state(r, "kernel-args") != engine.Changed {
 		t.Errorf("install without the headers: exit %d, headers %s, kernel-args %s, error %+v", code, state(r, "headers"), state(r, "kernel-args"), r.Error)
 	}
-	g.replaced(nil, lab.ModeTooSmall)
+}
+
+// TestVMWindowTooSmall is the story of a window that no argument of the guest's kernel makes room for, with NVIDIA's
+// real module.
+func TestVMWindowTooSmall(t *testing.T) {
+	g := bootVM(t, withRealDriver, lab.BootSpec{Mode: lab.ModeTooSmall})
+	r, code := g.run("install", "--source", "distro", "--no-fix")
+	if code != exitVerify || r.Reboots != 1 {
+		t.Fatalf("install without remedies: exit %d, %d reboots, error %+v", code, r.Reboots, r.Error)
+	}
 	g.expect("bar-zero", true)
 
-	// The story: one argument, the other, both taken back, and the host is told what to change.
+	// One argument, the other, both taken back, and the host is told what to change.
 	before := g.shell("cat /proc/cmdline")
 	if strings.Contains(before, "pci=realloc") {
 		t.Fatalf("started with %s", before)

@@ -306,13 +306,14 @@ func TestVMPowerCut(t *testing.T) {
 	}
 }
 
+// withRealDriver is a guest that has Debian's packages of NVIDIA's real driver from the start, which would take it a quarter
+// of an hour to install; TestVMDiagnosis has gpuguest install them.
+var withRealDriver = lab.Spec{RealDriver: true, Installed: []string{"linux-headers-amd64", "nvidia-kernel-dkms", "nvidia-smi", "libcuda1", "libnvidia-cfg1", "nvidia-persistenced", "libc6-dev"}}
+
 // TestVMRealDriver lets NVIDIA's real nvidia.ko meet the pretend GPU, whose BAR1 gets a window only with
-// pci=realloc. There is no silicon behind it, so no verification can pass; what must change is the reason. The guest
-// has Debian's packages from the start, which would take it a quarter of an hour to install; TestVMDiagnosis has
-// gpuguest install them.
+// pci=realloc. There is no silicon behind it, so no verification can pass; what must change is the reason.
 func TestVMRealDriver(t *testing.T) {
-	g := bootVM(t, lab.Spec{RealDriver: true, Installed: []string{"linux-headers-amd64", "nvidia-kernel-dkms", "nvidia-smi", "libcuda1", "libnvidia-cfg1", "nvidia-persistenced", "libc6-dev"}},
-		lab.BootSpec{Mode: lab.ModeNeedsRealloc})
+	g := bootVM(t, withRealDriver, lab.BootSpec{Mode: lab.ModeNeedsRealloc})
 	const bar = "BAR1 is 0M @ 0x0"
 	// What it would do about that by itself is TestVMDiagnosis's to see.
 	r, code := g.run("install", "--source", "distro", "--no-fix")
