@@ -21,7 +21,7 @@ demo: deps ## the main job, whole: build a guest with a pretend GPU, install the
 
 test: lint test-fast test-browser ## every tier but the GPU's, what test-real takes hours for, and the rest of the virtual machines
 	@# Emulated guests keep one processor busy each, containers mostly wait: side by side they take little longer.
-	$(MAKE) -j2 --output-sync=line test-vm test-container test-bake test-slurm test-packer
+	$(MAKE) -j2 test-vm test-container test-bake test-slurm test-packer
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...

@@ -12,18 +12,66 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
 // Make makes a group of that name below this process's own, in the hierarchy of the second kind and in systemd's of the
 // first, where they are, and returns their directories, also those made before an error.
 func Make(name string) ([]string, error) {
-	raw, err := os.ReadFile("/proc/self/cgroup")
+	dirs, err := places(name)
 	if err != nil {
 		return nil, err
 	}
 	var made []string
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return made, err
+		}
+		made = append(made, dir)
+	}
+	return made, nil
+}
+
+// Kill ends every process in the groups of that name, where they are. Its caller is the only one who may use the name:
+// what a killed owner left running there would keep the groups busy for the next.
+func Kill(name string) error {
+	dirs, err := places(name)
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.Name() != "cgroup.procs" {
+				return err
+			}
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for _, word := range strings.Fields(string(raw)) {
+				if pid, err := strconv.Atoi(word); err == nil && pid > 0 {
+					_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+				}
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// places are the directories of a group of that name.
+func places(name string) ([]string, error) {
+	raw, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
 	for line := range strings.Lines(string(raw)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(f) != 3 || f[0] != "0" && f[1] != "name=systemd" {
@@ -33,15 +81,11 @@ func Make(name string) ([]string, error) {
 			if _, err := os.Stat(filepath.Join(mount, "cgroup.procs")); err != nil || (f[0] == "0") != (mount != "/sys/fs/cgroup/systemd") {
 				continue
 			}
-			dir := filepath.Join(mount, f[2], name)
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return made, err
-			}
-			made = append(made, dir)
+			dirs = append(dirs, filepath.Join(mount, f[2], name))
 			break
 		}
 	}
-	return made, nil
+	return dirs, nil
 }
 
 // Remove removes a group and those below it. One may be busy for a moment after its last process died: it is tried again

@@ -142,6 +142,8 @@ func (c *Container) clear(ctx context.Context) error {
 			}
 		}
 	}
+	// The guest's init outlives a systemd-nspawn that was killed. Nobody else has this name while the link is ours.
+	errs = append(errs, cgroup.Kill(c.link.netns))
 	for _, m := range []string{c.merged(), filepath.Join(c.dir, "disk")} {
 		if mounted(m) {
 			errs = append(errs, command(ctx, "umount", "-l", m))
