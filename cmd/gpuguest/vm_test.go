@@ -175,18 +175,15 @@ func (g *vmGuest) shell(command string) string {
 }
 
 // snapshot is what uninstall must bring back, as the guest's own tools tell it. The account databases are
-// left out: Debian's packages leave the system user of a daemon behind when they are purged, on purpose.
+// left out: Debian's packages leave the system user of a daemon behind when they are purged, on purpose. The units are
+// read from their files, as the manager of a guest that is still starting may not answer.
 func (g *vmGuest) snapshot() string {
 	return g.shell(`dpkg-query -W -f='${binary:Package} ${Version} ${db:Status-Status}\n'
 find /etc -type f ! -path '/etc/ld.so.cache' ! -name '*-' ! -path '/etc/ssl/*' ! -path '/etc/passwd' ! -path '/etc/group' ! -path '/etc/shadow' ! -path '/etc/gshadow' -exec sha256sum {} + | sort -k 2
 tr ' ' '\n' </proc/cmdline | grep -v BOOT_IMAGE
 grep -E '^[[:space:]]*linux[[:space:]]' /boot/grub/grub.cfg
 lspci -nnk -d 10de:
-for try in 1 2 3; do
-	units=$(systemctl list-unit-files --no-legend --state=enabled) && break
-	sleep 10
-done
-printf '%s\n' "$units" | sort`)
+systemctl --root=/ list-unit-files --no-legend --state=enabled | sort`)
 }
 
 func detail(r engine.Report, id string) string {
