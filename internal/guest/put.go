@@ -552,7 +552,8 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		}, p.close)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	queue := &pieces{put: p, chunks: p.missing, rest: p.file.Size - p.res.Resumed}
+	missing := p.file.Size - p.res.Resumed
+	queue := &pieces{put: p, chunks: p.missing, rest: missing, left: missing}
 	extra, stopExtra := context.WithCancel(ctx)
 	lastTaken := func() { stopExtra(); a.cancel() }
 
@@ -635,12 +636,11 @@ type piece struct{ off, length int64 }
 type pieces struct {
 	put *put
 
-	mu      sync.Mutex
-	chunks  []int64 // not wholly taken
-	taken   int64   // bytes of the first of them
-	rest    int64   // bytes not taken
-	written int64   // bytes that the guest acknowledged
-	total   int64   // bytes taken
+	mu     sync.Mutex
+	chunks []int64 // not wholly taken
+	taken  int64   // bytes of the first of them
+	rest   int64   // bytes not taken
+	left   int64   // bytes that the guest has not acknowledged
 }
 
 // next returns a piece of at most so many bytes, and false when there is none left.
@@ -657,7 +657,6 @@ func (q *pieces) next(atMost int64) (piece, bool) {
 	w := piece{off: i*q.put.chunk + q.taken, length: min(atMost, q.put.length(i)-q.taken)}
 	q.taken += w.length
 	q.rest -= w.length
-	q.total += w.length
 	if q.taken == q.put.length(i) {
 		q.chunks, q.taken = q.chunks[1:], 0
 	}
@@ -667,14 +666,14 @@ func (q *pieces) next(atMost int64) (piece, bool) {
 func (q *pieces) wrote(w piece) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.written += w.length
+	q.left -= w.length
 }
 
 // unwritten is how many bytes the guest has not acknowledged.
 func (q *pieces) unwritten() int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.rest + q.total - q.written
+	return q.left
 }
 
 // write sends pieces from the queue until it is empty. When the last one has been taken, connections still
