@@ -176,15 +176,16 @@ apt-get -y -q install --reinstall nvidia-kernel-dkms || true`)
 // real module.
 func TestVMWindowTooSmall(t *testing.T) {
 	g := bootVM(t, withRealDriver, lab.BootSpec{Mode: lab.ModeTooSmall})
+	// Debian's packages kept nouveau from the GPU from the first boot on, so there is nothing to reboot for.
 	r, code := g.run("install", "--source", "distro", "--no-fix")
-	if code != exitVerify || r.Reboots != 1 {
+	if code != exitVerify || r.Reboots != 0 {
 		t.Fatalf("install without remedies: exit %d, %d reboots, error %+v", code, r.Reboots, r.Error)
 	}
 	g.expect("bar-zero", true)
 
 	// One argument, the other, both taken back, and the host is told what to change.
-	before := g.shell("cat /proc/cmdline")
-	if strings.Contains(before, "pci=realloc") {
+	const pciArgs = `grep -ow 'pci=[^ ]*' /proc/cmdline || echo none`
+	if before := g.shell(pciArgs); strings.TrimSpace(before) != "none" {
 		t.Fatalf("started with %s", before)
 	}
 	r, code = g.run("install", "--source", "distro")
@@ -198,8 +199,8 @@ func TestVMWindowTooSmall(t *testing.T) {
 	if !slices.Equal(r.Remedies, vain) {
 		t.Errorf("tried %+v", r.Remedies)
 	}
-	if after := g.shell("cat /proc/cmdline"); after != before {
-		t.Errorf("started with %s, before it was %s", after, before)
+	if after := g.shell(pciArgs); strings.TrimSpace(after) != "none" {
+		t.Errorf("started with %s, which was to be taken back", after)
 	}
 	if e := r.Error; e == nil || e.Verdict == nil || e.Verdict.ID != "bar-zero" || e.Verdict.Where != diagnosis.Host ||
 		!strings.Contains(strings.Join(e.Advice, "\n"), "X-PciMmio64Mb") || len(e.Tried) != 2 {

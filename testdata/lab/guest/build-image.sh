@@ -158,9 +158,10 @@ if [ -f installed ] || [ -n "$esp" ]; then
 		chroot mnt apt-get -q -y --no-install-recommends install $(cat installed)
 	fi
 	if [ -n "$esp" ]; then
-		# These replace grub-pc, which is purged so that nothing of it is left to be configured.
-		chroot mnt apt-get -q -y --no-install-recommends install grub-efi-amd64 grub-efi-amd64-signed shim-signed grub-pc-
+		# These replace grub-pc, which is purged so that nothing of it is left to be configured; first, for its purge
+		# removes /etc/default/grub, whosever that is by then.
 		chroot mnt apt-get -q -y purge grub-pc grub-pc-bin
+		chroot mnt apt-get -q -y --no-install-recommends install grub-efi-amd64 grub-efi-amd64-signed shim-signed
 	fi
 	chroot mnt apt-get clean
 	sed -i 's/^update_initramfs=.*/update_initramfs=yes/' mnt/etc/initramfs-tools/update-initramfs.conf
