@@ -238,16 +238,22 @@ func (r *run) pass(ctx context.Context) (verdict, error) {
 func (r *run) look(ctx context.Context) error {
 	gone := make(map[string]bool)
 	for {
+		var asking *question
 		if r.conn == nil {
+			// Both take their time, and reaching the guest is mostly waiting.
+			made := make(chan question, 1)
+			go func() { made <- r.question() }()
 			conn, err := r.Dial(ctx)
+			q := <-made
 			if err != nil {
 				return err
 			}
+			asking = &q
 			r.conn = conn
 			r.report.Connections++
 			r.tell(Event{Kind: Connected})
 		}
-		raw, err := r.ask(ctx)
+		raw, err := r.ask(ctx, asking)
 		if err != nil {
 			return err
 		}
@@ -276,24 +282,24 @@ func (r *run) look(ctx context.Context) error {
 	}
 }
 
-// ask runs the facts script: the first time under the lock, which it keeps, and later without.
-func (r *run) ask(ctx context.Context) ([]byte, error) {
+// ask runs the facts script: the first time under the lock, which it keeps, and later without. The question is the one to
+// ask the first time, nil where it was not made beforehand.
+func (r *run) ask(ctx context.Context, asking *question) ([]byte, error) {
 	began := time.Now()
 	defer func() { r.inGuest += time.Since(began) }()
 	r.guess = nil
 	if r.lease == nil {
-		script := sh.Lean(assets.Facts)
-		g := r.foresee()
-		if g != nil {
-			script = g.with(script)
+		if asking == nil {
+			q := r.question()
+			asking = &q
 		}
-		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: script})
+		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: asking.script})
 		if err != nil {
 			return nil, err
 		}
 		r.lease = lease
 		out := res.Stdout
-		if g != nil {
+		if g := asking.guess; g != nil {
 			out, r.guess = g.cut(out), g
 		}
 		return out, r.keep("facts", out)

@@ -3,8 +3,10 @@ package engine
 import (
 	"bytes"
 
+	"gpuguest/assets"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/plan"
+	"gpuguest/internal/sh"
 )
 
 // guess is what the guest is asked along with its facts: the checks that follow if it still is as it was when it
@@ -15,6 +17,21 @@ type guess struct {
 	nonce          string
 	before, beside string // the script of the checks: what it asks first, and the rest
 	answer         []byte
+}
+
+// question is what a guest is asked first, on a new connection.
+type question struct {
+	script string
+	guess  *guess // what of it is a guess, nil nothing
+}
+
+// question is made of what is known before the guest is reached, and changes nothing of the run.
+func (r *run) question() question {
+	q := question{script: sh.Lean(assets.Facts), guess: r.foresee()}
+	if q.guess != nil {
+		q.script = q.guess.with(q.script)
+	}
+	return q
 }
 
 // guessSize is the longest script that is sent on a guess, in bytes. Linux takes no argument of 128 KiB
