@@ -28,6 +28,12 @@ var probeSource = sync.OnceValue(func() []byte { return []byte(assets.Probe) })
 // A GPU that is divided is none to CUDA, and its instances are proved by mig-layout.
 func provesCUDA(in Input) bool { return hasGPU(in) && !in.Want.WithoutCUDA && !divided(in) }
 
+// keepsProbe tells whether the guest is to have the probe. One that gets its GPU later is to be proved then, and an image
+// may have no compiler by that time.
+func keepsProbe(in Input) bool {
+	return provesCUDA(in) || in.Want.NoGPU && !hasGPU(in) && !in.Want.WithoutCUDA
+}
+
 // compileProbe compiles $1 to $2 and leaves what the compiler said in $3. It fails when no compiler does it.
 const compileProbe = `compile() {
 	for cc in cc gcc clang; do
@@ -41,7 +47,7 @@ func init() {
 		ID:     "probe",
 		Title:  "build the CUDA probe",
 		After:  []ID{"ready", "rescue", "headers", "driver", "hold-kernel", "initramfs"},
-		Wanted: provesCUDA,
+		Wanted: keepsProbe,
 		Check: func(Input) string {
 			return lines(
 				`[ -x `+probePath()+` ] || { echo "the CUDA probe is not built"; exit 1; }`,
