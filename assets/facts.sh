@@ -211,7 +211,7 @@ if [ -d "$L/before" ]; then
 		if [ -r "$L/${f#*=}" ]; then set -- "$@" "k=${f%=*}" "$L/${f#*=}"; fi
 	done
 	set -- "$@" k=args
-	for f in "$R/etc/default/grub.d/90-gpuguest.cfg" "$R/etc/default/grub" "$L/args"; do
+	for f in "$L/args" "$R/etc/default/grub.d/90-gpuguest.cfg" "$R/etc/default/grub"; do
 		if [ -r "$f" ]; then set -- "$@" "$f"; fi
 	done
 	for f in runfile toolkit cuda-link account service; do

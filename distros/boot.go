@@ -29,7 +29,11 @@ type Loader interface {
 	Proof(f facts.Facts, args []string) string
 	// Unset takes the arguments back, once files that were kept have been put back.
 	Unset(f facts.Facts, args []string) []action.Action
-	// Gone exits zero when the entries are what they were before. $S is gpuguest's folder.
+	// Ours sets $gone to those of the arguments that are gpuguest's alone: that nobody had set before its first
+	// change, nor, where that can be told, has set since. $S is gpuguest's folder.
+	Ours(f facts.Facts, args []string) string
+	// Gone exits zero when no entry has an argument of Ours. Whatever else the entries have is not looked at: who
+	// changed it since had a reason.
 	Gone(f facts.Facts, args []string) string
 }
 
@@ -96,11 +100,41 @@ func grubEntries(f facts.Facts, file string, args []string) []string {
 	}
 }
 
-// grubGone compares the words behind the kernel's name in every entry of grub.cfg with those of before.
-func grubGone(f facts.Facts) string {
-	config := sh.Quote(f.Boot.Config)
-	return `words() { grep -E '^[[:space:]]*linux(16|efi)?[[:space:]]' "$1" | awk '{ $1 = ""; $2 = ""; print }' | sort -u; }
-[ ! -e "$S/before/files"` + config + ` ] || [ "$(words "$S/before/files"` + config + `)" = "$(words ` + config + `)" ] || { echo "the boot entries differ from those of before"; exit 1; }`
+// grubWords prints the words of every entry of the grub.cfg that is named, on one line.
+func grubWords(config string) string {
+	return `grep -E '^[[:space:]]*linux(16|efi)?[[:space:]]' ` + config + ` 2>/dev/null | tr -s '[:space:]' ' '`
+}
+
+// ours sets $gone to those of the arguments that the guest was not started with before gpuguest's first change, that
+// no entry of its grub.cfg had then, and that are not among the words that theirs prints: what somebody else has set
+// is not ours to take away.
+func ours(f facts.Facts, args []string, theirs string) string {
+	before := `$(cat "$S/before/cmdline" 2>/dev/null) `
+	if f.Boot.Config != "" {
+		before += `$(` + grubWords(`"$S/before/files"`+sh.Quote(f.Boot.Config)) + `) `
+	}
+	if theirs != "" {
+		before += `$(` + theirs + `) `
+	}
+	return lines(
+		`gone= before=" `+before+`"`,
+		`for a in `+sh.Join(args...)+`; do case $before in *" $a "*) ;; *) gone="$gone $a" ;; esac; done`)
+}
+
+// grubTheirs prints the words of what grub-mkconfig reads, without what gpuguest keeps there.
+const grubTheirs = `for f in ` + grubDefaultsPath + ` ` + grubDefaultsPath + `.d/*.cfg; do
+	[ "$f" = ` + GRUBArgsPath + ` ] || [ ! -r "$f" ] || sed -e '/^` + blockBegin + `$/,/^` + blockEnd + `$/d' -e '/^[[:space:]]*#/d' -e 's/^[[:space:]]*[A-Za-z_]*=/ /' -e "s/[\"']/ /g" "$f"
+done | tr -s '[:space:]' ' '`
+
+// grubOurs is Ours of a boot loader whose arguments stand in gpuguest's own file, or block of one.
+func grubOurs(f facts.Facts, args []string) string { return ours(f, args, grubTheirs) }
+
+// grubGone exits zero when no entry of grub.cfg has an argument of grubOurs.
+func grubGone(f facts.Facts, args []string) string {
+	return lines(
+		grubOurs(f, args),
+		`words=" $(`+grubWords(sh.Quote(f.Boot.Config))+`) "`,
+		`for a in $gone; do case $words in *" $a "*) echo "a boot entry has $a"; exit 1 ;; esac; done`)
 }
 
 // keepConfig has the boot loader's configuration kept, so that uninstall can prove the command line of before.
@@ -141,7 +175,9 @@ func (g grubDropIn) Unset(facts.Facts, []string) []action.Action {
 	return []action.Action{action.Run{Title: "write the bootloader's configuration", Script: g.update}}
 }
 
-func (grubDropIn) Gone(f facts.Facts, _ []string) string { return grubGone(f) }
+func (grubDropIn) Ours(f facts.Facts, args []string) string { return grubOurs(f, args) }
+
+func (grubDropIn) Gone(f facts.Facts, args []string) string { return grubGone(f, args) }
 
 // grubDefaults is GRUB where grub2-mkconfig reads /etc/default/grub alone: RHEL 7, SUSE, Azure Linux, Kylin. The
 // arguments stand in a block of their own at its end. The configuration that is written is the one that this
@@ -190,13 +226,17 @@ func (g grubDefaults) Unset(f facts.Facts, _ []string) []action.Action {
 	return []action.Action{mkconfig(f)}
 }
 
-func (grubDefaults) Gone(f facts.Facts, _ []string) string { return grubGone(f) }
+func (grubDefaults) Ours(f facts.Facts, args []string) string { return grubOurs(f, args) }
 
-// argsFile is where the arguments are recorded that stand in no file of gpuguest's own; facts.sh reads it.
+func (grubDefaults) Gone(f facts.Facts, args []string) string { return grubGone(f, args) }
+
+// argsFile is where the arguments are recorded that stand in no file of gpuguest's own; facts.sh reads it, and
+// believes such a file more.
 const argsFile = `"$S/args"`
 
-// recordArgs records arguments on disk before they are set.
-func recordArgs(args []string) action.Action {
+// RecordArgs records arguments on disk: before they are set, or before the file of gpuguest's own that holds them
+// goes, so that it can be proved after the next boot that they are gone.
+func RecordArgs(args []string) action.Action {
 	return action.Run{Title: "record the arguments", Script: lines(
 		`printf '%s\n' `+sh.Quote(argumentsMark+strings.Join(args, " "))+` >"$S/args.tmp"`,
 		`flush "$S/args.tmp"`,
@@ -234,18 +274,10 @@ func entriesDir(f facts.Facts) string {
 	return path.Dir(f.Boot.Entries[0])
 }
 
-// ours sets $gone to those of the arguments that the guest was not started with before gpuguest's first change:
-// what somebody else had set is not ours to take away.
-func ours(args []string) string {
-	return lines(
-		`gone= before=" $(cat "$S/before/cmdline" 2>/dev/null) "`,
-		`for a in `+sh.Join(args...)+`; do case $before in *" $a "*) ;; *) gone="$gone $a" ;; esac; done`)
-}
-
 // entriesGone exits zero when no entry holds an argument of gpuguest's.
 func entriesGone(f facts.Facts, args []string) string {
 	return lines(
-		ours(args),
+		ours(f, args, ""),
 		`for e in `+sh.Quote(entriesDir(f))+`/*.conf; do`,
 		`	while read -r key value; do`,
 		`		[ "$key" = options ] || continue`,
@@ -277,16 +309,18 @@ func (grubby) Set(_ facts.Facts, args, drop []string) []action.Action {
 	if len(drop) > 0 {
 		script = append(script, `grubby --update-kernel=ALL --remove-args=`+sh.Quote(strings.Join(drop, " ")))
 	}
-	return []action.Action{recordArgs(args), action.Run{Title: "give them to every kernel by grubby", Script: lines(script...)}}
+	return []action.Action{RecordArgs(args), action.Run{Title: "give them to every kernel by grubby", Script: lines(script...)}}
 }
 
 func (grubby) Proof(f facts.Facts, args []string) string { return entriesProof(f, args) }
 
-func (grubby) Unset(_ facts.Facts, args []string) []action.Action {
+func (grubby) Unset(f facts.Facts, args []string) []action.Action {
 	return []action.Action{action.Run{Title: "take the arguments from every kernel by grubby", Script: lines(
-		ours(args),
+		ours(f, args, ""),
 		`[ -z "$gone" ] || grubby --update-kernel=ALL --remove-args="${gone# }"`)}}
 }
+
+func (grubby) Ours(f facts.Facts, args []string) string { return ours(f, args, "") }
 
 func (grubby) Gone(f facts.Facts, args []string) string { return entriesGone(f, args) }
 
@@ -330,7 +364,7 @@ func (e entries) change(f facts.Facts) string {
 }
 
 func (e entries) Set(f facts.Facts, args, drop []string) []action.Action {
-	return []action.Action{recordArgs(args), action.Run{Title: "give them to every boot entry", Script: lines(
+	return []action.Action{RecordArgs(args), action.Run{Title: "give them to every boot entry", Script: lines(
 		`add=`+sh.Quote(strings.Join(args, " "))+` drop=`+sh.Quote(strings.Join(drop, " ")),
 		e.change(f))}}
 }
@@ -339,10 +373,12 @@ func (entries) Proof(f facts.Facts, args []string) string { return entriesProof(
 
 func (e entries) Unset(f facts.Facts, args []string) []action.Action {
 	return []action.Action{action.Run{Title: "take the arguments from every boot entry", Script: lines(
-		ours(args),
+		ours(f, args, ""),
 		`add= drop=$gone`,
 		e.change(f))}}
 }
+
+func (entries) Ours(f facts.Facts, args []string) string { return ours(f, args, "") }
 
 func (entries) Gone(f facts.Facts, args []string) string { return entriesGone(f, args) }
 

@@ -177,6 +177,79 @@ func TestProofReadsWhatGRUBExpands(t *testing.T) {
 	}
 }
 
+// TestArgumentsOfOthersDoNotKeepOursFromBeingGone: after an install somebody changed what the kernels are started with.
+func TestArgumentsOfOthersDoNotKeepOursFromBeingGone(t *testing.T) {
+	bls := "/boot/loader/entries/a-" + testKernel + ".conf"
+	args := []string{"nouveau.modeset=0", "pci=realloc", "quiet", "iommu=pt"}
+	debian := func(m machine) facts.Boot {
+		m.fake("update-grub", `GRUB_CMDLINE_LINUX=; . `+m.root+`/etc/default/grub
+for f in `+m.root+`/etc/default/grub.d/*.cfg; do [ ! -e "$f" ] || . "$f"; done
+printf "menuentry 'Linux' {\n\tlinux /vmlinuz-`+testKernel+` root=/dev/vda1 %s\n}\n" "$GRUB_CMDLINE_LINUX" >`+m.root+`/boot/grub/grub.cfg`)
+		m.file("boot/grub/grub.cfg", "menuentry 'Linux' {\n\tlinux /vmlinuz-"+testKernel+" root=/dev/vda1 console=ttyS0 iommu=pt\n}\n")
+		m.file("etc/default/grub", "GRUB_CMDLINE_LINUX=\"console=ttyS0 iommu=pt\"\n")
+		return facts.Boot{Loader: "grub", Config: "/boot/grub/grub.cfg"}
+	}
+	for _, c := range []struct {
+		name   string
+		loader Loader
+		boot   func(machine) facts.Boot
+		other  func(machine) // what somebody else does after the install
+		undo   bool          // uninstall's own work was done
+		gone   string        // what is gpuguest's alone
+		says   string        // "": the proof holds
+	}{
+		{"GRUB, an argument that somebody added", grubDropIn{"update-grub"}, debian, func(m machine) {
+			m.file("etc/default/grub", "GRUB_CMDLINE_LINUX=\"console=ttyS0 iommu=pt mitigations=off\"\n")
+		}, true, " nouveau.modeset=0 pci=realloc", ""},
+		{"GRUB, one that somebody took away", grubDropIn{"update-grub"}, debian, func(m machine) {
+			m.file("etc/default/grub", "GRUB_CMDLINE_LINUX=iommu=pt\n")
+		}, true, " nouveau.modeset=0 pci=realloc", ""},
+		{"GRUB, one of gpuguest's that somebody wants as well", grubDropIn{"update-grub"}, debian, func(m machine) {
+			m.file("etc/default/grub.d/50-site.cfg", "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX pci=realloc\"\n")
+		}, true, " nouveau.modeset=0", ""},
+		{"GRUB, nothing was undone", grubDropIn{"update-grub"}, debian, func(machine) {}, false, " nouveau.modeset=0 pci=realloc", "a boot entry has nouveau.modeset=0"},
+		{"GRUB with its defaults, nothing was undone", grubDefaults{}, func(machine) facts.Boot {
+			return facts.Boot{Loader: "grub", Config: "/boot/grub2/grub.cfg"}
+		}, func(machine) {}, false, " nouveau.modeset=0 pci=realloc iommu=pt", "a boot entry has nouveau.modeset=0"},
+		{"GRUB with its defaults, an argument that somebody added", grubDefaults{}, func(machine) facts.Boot {
+			return facts.Boot{Loader: "grub", Config: "/boot/grub2/grub.cfg"}
+		}, func(m machine) {
+			m.file("boot/grub2/grub.cfg", "\tlinux /vmlinuz-"+testKernel+" root=/dev/vda1 mitigations=off\n")
+			m.fake("grub2-mkconfig", "exit 0")
+		}, true, " nouveau.modeset=0 pci=realloc iommu=pt", ""},
+		{"systemd-boot", entries{}, func(machine) facts.Boot {
+			return facts.Boot{Loader: "systemd-boot", Config: "/boot/loader/loader.conf", Entries: []string{bls}}
+		}, func(m machine) {
+			m.file(bls[1:], "linux /vmlinuz-"+testKernel+"\noptions root=/dev/vda1 ro quiet mitigations=off\n")
+		}, true, " nouveau.modeset=0 pci=realloc iommu=pt", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := bootMachine(t)
+			f := facts.Facts{Boot: c.boot(m), Kernel: facts.Kernel{Next: testKernel}}
+			m.act(c.loader.Set(f, args, nil))
+			c.other(m)
+			if c.undo {
+				if c.name[:5] == "GRUB," {
+					if err := os.Remove(m.root + GRUBArgsPath); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					m.restore()
+				}
+				m.act(c.loader.Unset(f, args))
+			}
+			state := "set -eu\nS=" + m.root + "/state\n"
+			if out, code := m.at("( " + state + c.loader.Ours(f, args) + "\nprintf %s \"$gone\"\n)"); code != 0 || out != c.gone {
+				t.Errorf("exit %d: %q is said to be gpuguest's alone", code, out)
+			}
+			out, code := m.at("( " + state + c.loader.Gone(f, args) + "\n)")
+			if (code == 0) != (c.says == "") || !strings.Contains(out, c.says) {
+				t.Errorf("exit %d: %s", code, out)
+			}
+		})
+	}
+}
+
 func TestWhatSomebodyElseSetStays(t *testing.T) {
 	m := bootMachine(t)
 	m.file("state/before/cmdline", "root=/dev/vda1 ro quiet nouveau.modeset=0\n")

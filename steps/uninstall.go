@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/sh"
 )
@@ -163,7 +164,11 @@ func init() {
 					script = append(script, `systemctl daemon-reload`)
 				}
 			}
-			return []action.Action{action.Run{Title: "restore files", Script: lines(script...)}}
+			acts := []action.Action{action.Run{Title: "restore files", Script: lines(script...)}}
+			if args := in.Facts.State.KernelArgs; len(args) > 0 {
+				acts = append([]action.Action{distros.RecordArgs(args)}, acts...)
+			}
+			return acts
 		},
 	})
 	registerRemoval(Step{
@@ -205,14 +210,14 @@ func init() {
 		Fresh:  true,
 		Wanted: changedByUs,
 		Check: func(in Input) string {
-			return lines(
+			script := []string{
 				stateDir,
 				// Where gpuguest added no package the driver is somebody else's, and stays.
 				`[ ! -s "$S/packages" ] || [ ! -d /sys/module/nvidia ] || { echo "the nvidia module is still loaded"; exit 1; }`,
 				`[ ! -s "$S/packages" ] || {`,
 				`	now=$(mktemp)`,
 				`	trap 'rm -f "$now"' EXIT`,
-				`	{ `+in.Distro.Packages.List()+`; } >"$now"`,
+				`	{ ` + in.Distro.Packages.List() + `; } >"$now"`,
 				// Only packages that gpuguest's work touched are its to prove; what a person installed since is theirs.
 				`	bad=$(awk -v before="$S/before/packages" -v now="$now" 'BEGIN {`,
 				`			while ((getline line < before) > 0) { split(line, w, " "); was[w[1]] = w[2] }`,
@@ -220,9 +225,15 @@ func init() {
 				`		!seen[$2]++ && is[$2] != was[$2] { print $2 ": was " (was[$2] == "" ? "absent" : was[$2]) ", is " (is[$2] == "" ? "absent" : is[$2]) }' "$S/packages")`,
 				`	[ -z "$bad" ] || { printf '%s\n' "$bad"; exit 1; }`,
 				`}`,
-				`words() { tr ' ' '\n' | grep -v '^BOOT_IMAGE=' | sort -u; }`,
-				`[ "$(words <"$S/before/cmdline")" = "$(words </proc/cmdline)" ] || { echo "the kernel command line differs from that of before: $(cat /proc/cmdline)"; exit 1; }`,
-				`echo "packages, files and command line are those of before"`)
+			}
+			// A boot loader that is not known was given no argument.
+			if l, known := in.Distro.Boot.Loader(in.Facts); known {
+				script = append(script,
+					l.Ours(in.Facts, setArgs(in)),
+					`line=" $(cat /proc/cmdline) "`,
+					`for a in $gone; do case $line in *" $a "*) echo "the running kernel was started with $a, which install had added"; exit 1 ;; esac; done`)
+			}
+			return lines(append(script, `echo "what install added is gone: packages, files and kernel arguments"`)...)
 		},
 	})
 	registerRemoval(Step{

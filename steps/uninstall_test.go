@@ -4,8 +4,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
+	"gpuguest/distros"
 	"gpuguest/internal/action"
 	"gpuguest/internal/facts"
 )
@@ -58,5 +60,42 @@ func TestFoldersThatWereOnlyForOurFilesGoWithThem(t *testing.T) {
 		"/etc/systemd/system/multi-user.target.wants/gpuguest-verify.service", "/etc/apt/preferences.d/gpuguest"}
 	if got, want := emptied(absent), []string{"/etc/systemd/system/nvidia-persistenced.service.d", "/usr/local/lib/gpuguest"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// What somebody else gave the kernel since install is no reason to hold the guest for not taken back.
+func TestOnlyOurKernelArgumentsMustBeGone(t *testing.T) {
+	i := slices.IndexFunc(remove, func(s Step) bool { return s.ID == "removed" })
+	d, err := distros.For(facts.OS{ID: "debian", VersionID: "12"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, before, now string
+		code              int
+		says              string
+	}{
+		{"as before", "root=/dev/vda1 ro quiet", "root=/dev/vda1 ro quiet", 0, "what install added is gone"},
+		{"somebody added and took away", "root=/dev/vda1 ro quiet", "BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro mitigations=off", 0, "what install added is gone"},
+		{"ours is still there", "root=/dev/vda1 ro quiet", "root=/dev/vda1 ro quiet pci=realloc", 1, "started with pci=realloc"},
+		{"ours had been there before", "root=/dev/vda1 ro pci=realloc", "root=/dev/vda1 pci=realloc", 0, "what install added is gone"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			if err := os.MkdirAll(filepath.Join(root, "before"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for name, text := range map[string]string{"before/cmdline": c.before, "cmdline": c.now} {
+				if err := os.WriteFile(filepath.Join(root, name), []byte(text+"\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			in := Input{Distro: d, Facts: facts.Facts{Boot: facts.Boot{Loader: "grub", Config: "/boot/grub/grub.cfg"},
+				State: facts.State{Before: true, KernelArgs: []string{"nouveau.modeset=0", "pci=realloc"}}}}
+			script := strings.NewReplacer("/proc/cmdline", root+"/cmdline", "/etc/default", root+"/etc/default").Replace(remove[i].Check(in))
+			if code, text, _ := ask(t, script, "GPUGUEST_STATE="+root); code != c.code || !strings.Contains(text, c.says) {
+				t.Errorf("exit %d: %s", code, text)
+			}
+		})
 	}
 }

@@ -7,9 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -192,31 +196,43 @@ func (a *app) engineConfig(b bootFlags, files map[string]string, makePlan func(f
 // dialer asks for each secret once and dials again with it.
 func (a *app) dialer() func(context.Context) (*guest.Conn, error) {
 	var cfg guest.Config
-	ready := false
+	var good func()
 	return func(ctx context.Context) (*guest.Conn, error) {
-		if !ready {
+		if good == nil {
 			c, err := a.guestConfig()
 			if err != nil {
 				return nil, err
 			}
-			cfg, ready = remembered(c), true
+			cfg, good = remembered(c)
 		}
-		return guest.Dial(ctx, cfg)
+		conn, err := guest.Dial(ctx, cfg)
+		if err == nil {
+			good()
+		}
+		return conn, err
 	}
 }
 
 // remembered makes a configuration whose secrets are asked for once, so that a run that dials again after
-// a reboot does not stop at a prompt nobody watches.
-func remembered(c guest.Config) guest.Config {
-	answers := make(map[string][]byte)
+// a reboot does not stop at a prompt nobody watches. Until good is called, after a login, each question is put
+// again: an answer that is asked for twice was mistyped. After it none is, as a guest that is still booting refuses
+// right passwords too.
+func remembered(c guest.Config) (cfg guest.Config, good func()) {
+	var mu sync.Mutex
+	said, answers := make(map[string][]byte), make(map[string][]byte)
 	if ask := c.Password; ask != nil {
 		c.Password = func(ctx context.Context, prompt string) ([]byte, error) {
-			if known, ok := answers[prompt]; ok {
+			mu.Lock()
+			known, ok := answers[prompt]
+			mu.Unlock()
+			if ok {
 				return known, nil
 			}
 			secret, err := ask(ctx, prompt)
 			if err == nil {
-				answers[prompt] = secret
+				mu.Lock()
+				said[prompt] = secret
+				mu.Unlock()
 			}
 			return secret, err
 		}
@@ -234,17 +250,25 @@ func remembered(c guest.Config) guest.Config {
 			return got, err
 		}
 	}
-	return c
+	return c, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		maps.Copy(answers, said)
+	}
 }
 
-// powerCycle runs the user's command, which finds in GPUGUEST_HOST which guest it is about.
+// powerCycle runs the user's command, which finds in GPUGUEST_HOST which guest it is about, and no secret of
+// gpuguest's.
 func (a *app) powerCycle(command string) func(context.Context) error {
 	if command == "" {
 		return nil
 	}
 	return func(ctx context.Context) error {
 		c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
-		c.Env = append(os.Environ(), "GPUGUEST_HOST="+a.host)
+		c.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool {
+			name, _, _ := strings.Cut(v, "=")
+			return name == sudoPasswordVariable || name == proxyVariable
+		}), "GPUGUEST_HOST="+a.host)
 		c.Stdout, c.Stderr = a.err, a.err
 		return c.Run()
 	}

@@ -42,6 +42,9 @@ type reach struct {
 	timeout      time.Duration
 }
 
+// sudoPasswordVariable is the environment variable that gives the guest's sudo password.
+const sudoPasswordVariable = "GPUGUEST_SUDO_PASSWORD"
+
 // app is one invocation.
 type app struct {
 	console
@@ -199,7 +202,7 @@ func (a *app) guestConfig() (guest.Config, error) {
 			return a.askSecret(in, "sudo password for "+a.host+": ")
 		}
 	}
-	if p, ok := os.LookupEnv("GPUGUEST_SUDO_PASSWORD"); ok {
+	if p, ok := os.LookupEnv(sudoPasswordVariable); ok {
 		c.SudoPassword = func(context.Context) ([]byte, error) { return []byte(p), nil }
 	}
 	if a.member != nil {

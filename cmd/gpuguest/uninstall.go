@@ -16,8 +16,8 @@ func newUninstall(a *app) *cobra.Command {
 		Use:   "uninstall --host GUEST",
 		Short: "Take back what install did to a guest, and prove it",
 		Long: `Take back what install did: the packages it added, the files it wrote, kernel arguments, blocklist and
-holds, as the guest's own ledger tells them; reboot when that is needed; and prove that packages, files and
-command line are those of before. What others did since is left alone.`,
+holds, as the guest's own ledger tells them; reboot when that is needed; and prove that all of it is gone, and
+that packages and files are those of before. What others did since is left alone.`,
 		Example: `  gpuguest uninstall --host vm:5022
   gpuguest uninstall --host vm --reboot never`,
 		Args: noArgs,

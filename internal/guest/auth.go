@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -57,11 +58,12 @@ func localUser() string {
 
 // login gathers what one hop can be offered, and remembers what was, for the error.
 type login struct {
-	ctx     context.Context
-	hop     hop
-	cfg     Config
-	secrets *secrets
-	pause   func() (resume func()) // stops the handshake's clock while the user types
+	ctx      context.Context // ends with the handshake's clock too
+	hop      hop
+	cfg      Config
+	secrets  *secrets
+	pause    func() (resume func()) // stops the handshake's clock while the user types
+	patience time.Duration          // how long the agent may take to tell its keys
 
 	mu    sync.Mutex
 	tried []string
@@ -194,7 +196,13 @@ func (l *login) agentSigners(files []ssh.Signer) ([]ssh.Signer, io.Closer) {
 	}
 	stop := context.AfterFunc(l.ctx, func() { _ = conn.Close() })
 	closer := closerFunc(func() error { stop(); return conn.Close() })
+	// One that hangs is done without: a key file may log in. While it signs it may wait for the user, who
+	// touches a token or confirms, so that then only the handshake's clock ends it.
+	slow := time.AfterFunc(l.patience, func() { _ = conn.Close() })
 	signers, err := agent.NewClient(conn).Signers()
+	if !slow.Stop() && err != nil {
+		err = errors.New("it does not answer")
+	}
 	if err != nil {
 		l.note("agent (" + err.Error() + ")")
 		return nil, closer

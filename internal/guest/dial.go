@@ -33,6 +33,9 @@ func defaultLimits(c Config) limits {
 	return limits{tcp: c.connectTimeout(), handshake: 2 * c.connectTimeout(), record: true}
 }
 
+// agentPatience is for an agent that is on another machine or wakes a token; most answer in a millisecond.
+const agentPatience = 5 * time.Second
+
 // ciphers puts AES-GCM first: with Go's assembly it costs the client half of ChaCha20-Poly1305's time.
 var ciphers = []string{
 	ssh.CipherAES128GCM, ssh.CipherAES256GCM, ssh.CipherChaCha20Poly1305,
@@ -115,11 +118,14 @@ func dialThrough(ctx context.Context, via *ssh.Client, addr string, limit time.D
 func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets, lim limits) (*ssh.Client, error) {
 	var mu sync.Mutex
 	expired := false
+	loginCtx, giveUp := context.WithCancel(ctx)
+	defer giveUp()
 	clock := time.AfterFunc(lim.handshake, func() {
 		mu.Lock()
 		expired = true
 		mu.Unlock()
 		_ = nc.Close()
+		giveUp()
 	})
 	defer clock.Stop()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
@@ -142,7 +148,7 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 	if err != nil {
 		return nil, &Error{Kind: ErrHostKey, Host: h.name, Msg: "known_hosts", Err: err, hint: "correct or remove the file that is named"}
 	}
-	l := &login{ctx: ctx, hop: h, cfg: cfg, secrets: sec, pause: func() func() {
+	l := &login{ctx: loginCtx, hop: h, cfg: cfg, secrets: sec, patience: min(agentPatience, lim.handshake/2), pause: func() func() {
 		clock.Stop()
 		return func() { clock.Reset(lim.handshake) }
 	}}
@@ -177,6 +183,10 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 		return nil, &Error{Kind: ErrUnreachable, Host: h.name, Err: context.Cause(ctx)}
 	case keyErr != nil:
 		return nil, keyErr
+	case late && keyOK:
+		return nil, &Error{Kind: ErrUnreachable, Host: h.name,
+			Msg:  "the login on " + h.addr() + " did not end within " + lim.handshake.String() + " (" + l.said() + ")",
+			hint: "is the guest very busy, or does an ssh-agent wait for somebody to confirm? --connect-timeout gives more time"}
 	case late:
 		return nil, &Error{Kind: ErrUnreachable, Host: h.name,
 			Msg:  "no SSH server answered on " + h.addr() + " within " + lim.handshake.String(),

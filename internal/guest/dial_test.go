@@ -219,6 +219,75 @@ func TestLoginWithTheAgent(t *testing.T) {
 	}
 }
 
+// slowAgent is an agent that tells its keys, or does not, and never signs.
+type slowAgent struct {
+	agent.ExtendedAgent
+	lists bool
+	end   chan struct{}
+}
+
+func (a slowAgent) List() ([]*agent.Key, error) {
+	if !a.lists {
+		<-a.end
+	}
+	return a.ExtendedAgent.List()
+}
+
+func (a slowAgent) SignWithFlags(ssh.PublicKey, []byte, agent.SignatureFlags) (*ssh.Signature, error) {
+	<-a.end
+	return nil, errors.New("it never signs")
+}
+
+func TestAgentThatHangsDoesNotHangTheLogin(t *testing.T) {
+	path, onDisk := writeKey(t, "id", "")
+	for _, tt := range []struct {
+		name  string
+		lists bool
+		files []string
+		want  string // part of the error; "": the login works
+	}{
+		{"it tells no keys, and a file logs in", false, []string{path}, ""},
+		{"it tells no keys, and nothing else is there", false, nil, "agent (it does not answer)"},
+		{"it does not sign", true, nil, "did not end within"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			ring := slowAgent{agent.NewKeyring().(agent.ExtendedAgent), tt.lists, make(chan struct{})}
+			_, priv, pub := newKey(t)
+			if err := ring.Add(agent.AddedKey{PrivateKey: priv}); err != nil {
+				t.Fatal(err)
+			}
+			sock := filepath.Join(t.TempDir(), "agent")
+			ln, err := net.Listen("unix", sock)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var serving sync.WaitGroup
+			t.Cleanup(func() { close(ring.end); _ = ln.Close(); serving.Wait() })
+			serving.Go(func() {
+				for {
+					c, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					serving.Go(func() { _ = agent.ServeAgent(ring, c); _ = c.Close() })
+				}
+			})
+			s := guesttest.New(t, guesttest.Options{Exec: noExec(t), Keys: []ssh.PublicKey{pub, onDisk}})
+			cfg := Config{Host: s.Host(), Port: s.Port(), User: "root", SSHConfig: "none", Home: t.TempDir(), Agent: sock, Identities: tt.files, ConnectTimeout: time.Second}
+			within(t, 20*time.Second, func() {
+				c, err := Dial(t.Context(), cfg)
+				if err == nil {
+					_ = c.Close()
+				}
+				if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("got %v", err)
+				}
+			})
+		})
+	}
+}
+
 func TestHostKeys(t *testing.T) {
 	t.Run("a new one is added, once, and then known", func(t *testing.T) {
 		s, cfg := guestFor(t, guesttest.Options{Exec: noExec(t)})
