@@ -66,7 +66,7 @@ func exitCode(err error) int {
 	case errors.As(err, &step) && step.Verify, errors.Is(err, errFatalVerdict):
 		return exitVerify
 	case errors.As(err, &step), errors.As(err, &planned), errors.As(err, &gathered), errors.Is(err, engine.ErrBootLoop), errors.Is(err, bake.ErrLock),
-		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrJobStart):
+		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrChanged), errors.Is(err, guest.ErrJobStart):
 		return exitStep
 	}
 	return exitUsage
