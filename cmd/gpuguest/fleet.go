@@ -222,6 +222,7 @@ type member struct {
 	sudoPassword  []byte         // nil: none
 	known         *guest.KnownHosts
 	shared        *sharedWork
+	gate          *fleet.Gate // of the batch
 	work          func(context.Context, engine.Config) (engine.Report, error)
 
 	reached chan struct{} // closed when the command has come to its engine run
@@ -274,6 +275,9 @@ func (m *member) leave() {
 // counts more than one that an inventory gives to many.
 func (m *member) complete(c *guest.Config, t guest.Target) {
 	c.Known = m.known
+	if m.gate != nil {
+		c.Gate = m.gate.Enter
+	}
 	if m.address != "" {
 		c.Host = m.address
 	}
@@ -481,21 +485,8 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 	ui.start()
 	defer ui.close()
 	for _, m := range members {
+		m.gate = gate
 		m.work = func(ctx context.Context, cfg engine.Config) (engine.Report, error) {
-			dial := cfg.Dial
-			cfg.Dial = func(ctx context.Context) (*guest.Conn, error) {
-				leave, err := gate.Enter(ctx)
-				if err != nil {
-					return nil, err
-				}
-				conn, err := dial(ctx)
-				if err != nil {
-					leave(0, err)
-					return nil, err
-				}
-				leave(conn.RTT(), nil)
-				return conn, nil
-			}
 			cfg.SendTurn = sends.Take
 			if turns != nil {
 				cfg.RebootTurn = turns.Take

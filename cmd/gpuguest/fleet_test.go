@@ -378,6 +378,62 @@ func TestMaxFailuresAndTheWorstCode(t *testing.T) {
 	}
 }
 
+// TestGuestsThatRebootTogetherLogInOneAfterTheOther: they come back at one moment, and the probes of all of them pass
+// the gate that the first logins did. It is not opened wider by logins that take much longer than the quickest.
+func TestGuestsThatRebootTogetherLogInOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	const n, may = 56, 48 // 32 to begin with, and a server notes late that a probe was called off
+	f := newFakeFleet(t, make([]string, n)...)
+	var mu sync.Mutex
+	logins, at, most, asked := 0, 0, 0, 0
+	together := make(chan struct{})
+	for _, g := range f.guests {
+		g.srv.Change(func(o *guesttest.Options) {
+			inner := o.Exec
+			o.Exec = func(ctx context.Context, cmd string, in io.Reader, out, errs io.Writer) int {
+				if strings.Contains(cmd, "systemctl reboot") {
+					mu.Lock()
+					if asked++; asked == n {
+						most = 0 // until now only those that came to their first login are in it
+						close(together)
+					}
+					mu.Unlock()
+					select {
+					case <-together:
+					case <-ctx.Done():
+					}
+				}
+				return inner(ctx, cmd, in, out, errs)
+			}
+			o.Login = func() {
+				mu.Lock()
+				logins++
+				quickest := logins == 1
+				at++
+				most = max(most, at)
+				mu.Unlock()
+				if !quickest {
+					time.Sleep(time.Second)
+				}
+				mu.Lock()
+				at--
+				mu.Unlock()
+			}
+		})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if code, out, errs := f.run(ctx); code != exitDone {
+		t.Fatalf("exit %d\n%s\n%s", code, out, errs)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	t.Logf("%d logins, %d at once", logins, most)
+	if most > may || most < 4 {
+		t.Errorf("%d guests of %d logged in at once", most, n)
+	}
+}
+
 // TestConvergedGuestsByInstallAndVerify has the real commands, plans and checks in guests that answer as converged ones.
 func TestConvergedGuestsByInstallAndVerify(t *testing.T) {
 	t.Parallel()
