@@ -23,6 +23,7 @@ import (
 	"gpuguest/internal/guest"
 	"gpuguest/internal/inventory"
 	"gpuguest/internal/report"
+	"gpuguest/steps"
 )
 
 // batch is one invocation for many guests.
@@ -497,7 +498,15 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 	}
 	fleet.Run(ctx, fleet.Config{
 		Guests: len(members), Parallel: parallel, Canary: b.canary, MaxFailures: b.maxFailures,
-		Run: func(_ context.Context, i int) error { return members[i].goOn() },
+		Run: func(_ context.Context, i int) error {
+			m := members[i]
+			err := m.goOn()
+			if owed := m.report.Owed; err == nil && i < b.canary && len(owed) > 0 {
+				err = &unprovedError{owed}
+				m.report.Result, m.report.Error = "failed", &engine.Problem{Message: err.Error(), Hint: hint(err)}
+			}
+			return err
+		},
 		Ended: func(i int, err error) {
 			m := members[i]
 			var left *fleet.NotStartedError
@@ -511,6 +520,22 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 		},
 	})
 	return outcomes
+}
+
+// unprovedError is that of a canary which --reboot never kept from the boot that its proof is about.
+type unprovedError struct{ owed []steps.ID }
+
+func (e *unprovedError) Error() string {
+	names := make([]string, len(e.owed))
+	for i, id := range e.owed {
+		names[i] = string(id)
+	}
+	return "not verified: a canary that owes a reboot, by " + strings.Join(names, ", ")
+}
+
+// Hint says what to do next.
+func (e *unprovedError) Hint() string {
+	return "boot it and run the same command again, or leave out --canary or --reboot never"
 }
 
 // tell writes the results, and returns an error when a guest failed.

@@ -39,7 +39,7 @@ type fakeGuest struct {
 	srv   *guesttest.Server
 	shell *guesttest.Shell
 	root  string // stands for / where facts look
-	fault string // "", "unreachable", "held", "boots for ever", "disk full"
+	fault string // "", "unreachable", "held", "boots for ever", "disk full", "no proof"
 }
 
 // fakeFleet is many of them, an inventory, and a command that installs two files and a reboot.
@@ -169,7 +169,11 @@ func (f *fakeFleet) plan(name string) plan.Plan {
 	}
 	proof := plan.Item{ID: "booted", Title: "prove the boot", Fresh: true,
 		Check: `[ "$(cat ` + sh.Quote(g.shell.Dir+"/boot_id") + `)" != boot-1 ] || { echo "still the first boot"; exit 1; }`}
-	return plan.Plan{Distro: distros.Distro{Name: "test", Packages: noPackages{}}, Segments: []plan.Segment{{Items: items}, {Items: []plan.Item{proof}}}}
+	p := plan.Plan{Distro: distros.Distro{Name: "test", Packages: noPackages{}}, Segments: []plan.Segment{{Items: items}, {Items: []plan.Item{proof}}}}
+	if g.fault == "no proof" {
+		p.Segments = p.Segments[:1]
+	}
+	return p
 }
 
 // run is the batch, by all of the command but the plan.
@@ -354,6 +358,33 @@ func TestBadCanaryKeepsTheRestUntouched(t *testing.T) {
 	}
 	if n := f.guests[2].srv.Connections() + f.guests[3].srv.Connections(); n > 0 {
 		t.Errorf("%d connections to guests that were not to start", n)
+	}
+}
+
+// TestCanaryThatOwesARebootHasProvedNothing: a plan without a proof that fails in the old boot, as an image's is.
+func TestCanaryThatOwesARebootHasProvedNothing(t *testing.T) {
+	t.Parallel()
+	f := newFakeFleet(t, "no proof", "no proof", "no proof")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	code, out, errs := f.run(ctx, "--canary", "1", "--reboot", "never", "--json")
+	var doc report.Document
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || len(doc.Guests) != 3 {
+		t.Fatalf("%v in %s", err, out)
+	}
+	if g := doc.Guests[0]; code != exitVerify || g.Result != "failed" || g.Exit != exitVerify || g.Error == nil || g.Error.Hint == "" || !strings.Contains(g.Error.Message, "by step-two") {
+		t.Errorf("exit %d, %+v, %+v\n%s", code, g.Report, g.Error, errs)
+	}
+	if n := f.guests[1].srv.Connections() + f.guests[2].srv.Connections(); n > 0 {
+		t.Errorf("%d connections to guests that were not to start", n)
+	}
+	// Who asks for no canary gets what was asked for, and so does one that somebody booted.
+	if code, _, errs := f.run(ctx, "--reboot", "never"); code != exitDone {
+		t.Errorf("without a canary: exit %d\n%s", code, errs)
+	}
+	f.guests[0].shell.Boot("boot-9")
+	if code, _, errs := f.run(ctx, "--canary", "1", "--reboot", "never"); code != exitDone {
+		t.Errorf("after a boot: exit %d\n%s", code, errs)
 	}
 }
 
