@@ -515,6 +515,7 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 				m.report = engine.Report{Host: m.name, Result: "failed", Error: &engine.Problem{Message: err.Error()}}
 			}
 			outcomes[i] = outcome{report.New(m.report, exitCode(err), time.Now()), err}
+			outcomes[i].NotStarted = left != nil
 			ui.end(outcomes[i])
 			members[i] = nil // with its command and all that belongs to it
 		},

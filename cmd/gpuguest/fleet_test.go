@@ -23,6 +23,7 @@ import (
 
 	"gpuguest/distros"
 	"gpuguest/internal/action"
+	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/guest/guesttest"
@@ -358,6 +359,17 @@ func TestBadCanaryKeepsTheRestUntouched(t *testing.T) {
 	}
 	if n := f.guests[2].srv.Connections() + f.guests[3].srv.Connections(); n > 0 {
 		t.Errorf("%d connections to guests that were not to start", n)
+	}
+	// Joined with what another batch did to them, that they were left out does not count.
+	_, out, _ = f.run(ctx, "--canary", "2", "--json")
+	var later report.Document
+	if err := json.Unmarshal([]byte(out), &later); err != nil || len(later.Guests) != 4 {
+		t.Fatalf("%v in %s", err, out)
+	}
+	before := report.New(engine.Report{Host: f.guests[2].name, Result: "done"}, exitDone, time.Now().Add(-time.Hour))
+	merged, _ := report.Merge(append([]report.Guest{before}, later.Guests...))
+	if len(merged) != 4 || merged[0].Result != "done" || later.Guests[0].NotStarted || !later.Guests[3].NotStarted {
+		t.Errorf("merged %+v", merged)
 	}
 }
 
