@@ -43,6 +43,7 @@ func exitCode(err error) int {
 	var refusal *choice.Refusal
 	var planned *plan.Refusal
 	var many *manyError
+	var unproved *unprovedError
 	var boot *oven.BootError
 	var gathered *gatherError
 	switch {
@@ -63,10 +64,10 @@ func exitCode(err error) int {
 		return exitUnreachable
 	case errors.Is(err, distros.ErrUnsupported), errors.As(err, &refusal):
 		return exitUnsupported
-	case errors.As(err, &step) && step.Verify, errors.Is(err, errFatalVerdict):
+	case errors.As(err, &step) && step.Verify, errors.As(err, &unproved), errors.Is(err, errFatalVerdict):
 		return exitVerify
 	case errors.As(err, &step), errors.As(err, &planned), errors.As(err, &gathered), errors.Is(err, engine.ErrBootLoop), errors.Is(err, bake.ErrLock),
-		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrJobStart):
+		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrChanged), errors.Is(err, guest.ErrJobStart):
 		return exitStep
 	}
 	return exitUsage

@@ -23,6 +23,7 @@ import (
 	"gpuguest/internal/guest"
 	"gpuguest/internal/inventory"
 	"gpuguest/internal/report"
+	"gpuguest/steps"
 )
 
 // batch is one invocation for many guests.
@@ -222,6 +223,7 @@ type member struct {
 	sudoPassword  []byte         // nil: none
 	known         *guest.KnownHosts
 	shared        *sharedWork
+	gate          *fleet.Gate // of the batch
 	work          func(context.Context, engine.Config) (engine.Report, error)
 
 	reached chan struct{} // closed when the command has come to its engine run
@@ -274,6 +276,9 @@ func (m *member) leave() {
 // counts more than one that an inventory gives to many.
 func (m *member) complete(c *guest.Config, t guest.Target) {
 	c.Known = m.known
+	if m.gate != nil {
+		c.Gate = m.gate.Enter
+	}
 	if m.address != "" {
 		c.Host = m.address
 	}
@@ -481,21 +486,8 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 	ui.start()
 	defer ui.close()
 	for _, m := range members {
+		m.gate = gate
 		m.work = func(ctx context.Context, cfg engine.Config) (engine.Report, error) {
-			dial := cfg.Dial
-			cfg.Dial = func(ctx context.Context) (*guest.Conn, error) {
-				leave, err := gate.Enter(ctx)
-				if err != nil {
-					return nil, err
-				}
-				conn, err := dial(ctx)
-				if err != nil {
-					leave(0, err)
-					return nil, err
-				}
-				leave(conn.RTT(), nil)
-				return conn, nil
-			}
 			cfg.SendTurn = sends.Take
 			if turns != nil {
 				cfg.RebootTurn = turns.Take
@@ -506,7 +498,15 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 	}
 	fleet.Run(ctx, fleet.Config{
 		Guests: len(members), Parallel: parallel, Canary: b.canary, MaxFailures: b.maxFailures,
-		Run: func(_ context.Context, i int) error { return members[i].goOn() },
+		Run: func(_ context.Context, i int) error {
+			m := members[i]
+			err := m.goOn()
+			if owed := m.report.Owed; err == nil && i < b.canary && len(owed) > 0 {
+				err = &unprovedError{owed}
+				m.report.Result, m.report.Error = "failed", &engine.Problem{Message: err.Error(), Hint: hint(err)}
+			}
+			return err
+		},
 		Ended: func(i int, err error) {
 			m := members[i]
 			var left *fleet.NotStartedError
@@ -515,11 +515,28 @@ func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []
 				m.report = engine.Report{Host: m.name, Result: "failed", Error: &engine.Problem{Message: err.Error()}}
 			}
 			outcomes[i] = outcome{report.New(m.report, exitCode(err), time.Now()), err}
+			outcomes[i].NotStarted = left != nil
 			ui.end(outcomes[i])
 			members[i] = nil // with its command and all that belongs to it
 		},
 	})
 	return outcomes
+}
+
+// unprovedError is that of a canary which --reboot never kept from the boot that its proof is about.
+type unprovedError struct{ owed []steps.ID }
+
+func (e *unprovedError) Error() string {
+	names := make([]string, len(e.owed))
+	for i, id := range e.owed {
+		names[i] = string(id)
+	}
+	return "not verified: a canary that owes a reboot, by " + strings.Join(names, ", ")
+}
+
+// Hint says what to do next.
+func (e *unprovedError) Hint() string {
+	return "boot it and run the same command again, or leave out --canary or --reboot never"
 }
 
 // tell writes the results, and returns an error when a guest failed.

@@ -23,6 +23,7 @@ import (
 
 	"gpuguest/distros"
 	"gpuguest/internal/action"
+	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/guest/guesttest"
@@ -39,7 +40,7 @@ type fakeGuest struct {
 	srv   *guesttest.Server
 	shell *guesttest.Shell
 	root  string // stands for / where facts look
-	fault string // "", "unreachable", "held", "boots for ever", "disk full"
+	fault string // "", "unreachable", "held", "boots for ever", "disk full", "no proof"
 }
 
 // fakeFleet is many of them, an inventory, and a command that installs two files and a reboot.
@@ -169,7 +170,11 @@ func (f *fakeFleet) plan(name string) plan.Plan {
 	}
 	proof := plan.Item{ID: "booted", Title: "prove the boot", Fresh: true,
 		Check: `[ "$(cat ` + sh.Quote(g.shell.Dir+"/boot_id") + `)" != boot-1 ] || { echo "still the first boot"; exit 1; }`}
-	return plan.Plan{Distro: distros.Distro{Name: "test", Packages: noPackages{}}, Segments: []plan.Segment{{Items: items}, {Items: []plan.Item{proof}}}}
+	p := plan.Plan{Distro: distros.Distro{Name: "test", Packages: noPackages{}}, Segments: []plan.Segment{{Items: items}, {Items: []plan.Item{proof}}}}
+	if g.fault == "no proof" {
+		p.Segments = p.Segments[:1]
+	}
+	return p
 }
 
 // run is the batch, by all of the command but the plan.
@@ -355,6 +360,44 @@ func TestBadCanaryKeepsTheRestUntouched(t *testing.T) {
 	if n := f.guests[2].srv.Connections() + f.guests[3].srv.Connections(); n > 0 {
 		t.Errorf("%d connections to guests that were not to start", n)
 	}
+	// Joined with what another batch did to them, that they were left out does not count.
+	_, out, _ = f.run(ctx, "--canary", "2", "--json")
+	var later report.Document
+	if err := json.Unmarshal([]byte(out), &later); err != nil || len(later.Guests) != 4 {
+		t.Fatalf("%v in %s", err, out)
+	}
+	before := report.New(engine.Report{Host: f.guests[2].name, Result: "done"}, exitDone, time.Now().Add(-time.Hour))
+	merged, _ := report.Merge(append([]report.Guest{before}, later.Guests...))
+	if len(merged) != 4 || merged[0].Result != "done" || later.Guests[0].NotStarted || !later.Guests[3].NotStarted {
+		t.Errorf("merged %+v", merged)
+	}
+}
+
+// TestCanaryThatOwesARebootHasProvedNothing: a plan without a proof that fails in the old boot, as an image's is.
+func TestCanaryThatOwesARebootHasProvedNothing(t *testing.T) {
+	t.Parallel()
+	f := newFakeFleet(t, "no proof", "no proof", "no proof")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	code, out, errs := f.run(ctx, "--canary", "1", "--reboot", "never", "--json")
+	var doc report.Document
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || len(doc.Guests) != 3 {
+		t.Fatalf("%v in %s", err, out)
+	}
+	if g := doc.Guests[0]; code != exitVerify || g.Result != "failed" || g.Exit != exitVerify || g.Error == nil || g.Error.Hint == "" || !strings.Contains(g.Error.Message, "by step-two") {
+		t.Errorf("exit %d, %+v, %+v\n%s", code, g.Report, g.Error, errs)
+	}
+	if n := f.guests[1].srv.Connections() + f.guests[2].srv.Connections(); n > 0 {
+		t.Errorf("%d connections to guests that were not to start", n)
+	}
+	// Who asks for no canary gets what was asked for, and so does one that somebody booted.
+	if code, _, errs := f.run(ctx, "--reboot", "never"); code != exitDone {
+		t.Errorf("without a canary: exit %d\n%s", code, errs)
+	}
+	f.guests[0].shell.Boot("boot-9")
+	if code, _, errs := f.run(ctx, "--canary", "1", "--reboot", "never"); code != exitDone {
+		t.Errorf("after a boot: exit %d\n%s", code, errs)
+	}
 }
 
 func TestMaxFailuresAndTheWorstCode(t *testing.T) {
@@ -375,6 +418,62 @@ func TestMaxFailuresAndTheWorstCode(t *testing.T) {
 	}
 	if newFleetError(codes[2:]) != nil {
 		t.Error("all done is an error")
+	}
+}
+
+// TestGuestsThatRebootTogetherLogInOneAfterTheOther: they come back at one moment, and the probes of all of them pass
+// the gate that the first logins did. It is not opened wider by logins that take much longer than the quickest.
+func TestGuestsThatRebootTogetherLogInOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	const n, may = 56, 48 // 32 to begin with, and a server notes late that a probe was called off
+	f := newFakeFleet(t, make([]string, n)...)
+	var mu sync.Mutex
+	logins, at, most, asked := 0, 0, 0, 0
+	together := make(chan struct{})
+	for _, g := range f.guests {
+		g.srv.Change(func(o *guesttest.Options) {
+			inner := o.Exec
+			o.Exec = func(ctx context.Context, cmd string, in io.Reader, out, errs io.Writer) int {
+				if strings.Contains(cmd, "systemctl reboot") {
+					mu.Lock()
+					if asked++; asked == n {
+						most = 0 // until now only those that came to their first login are in it
+						close(together)
+					}
+					mu.Unlock()
+					select {
+					case <-together:
+					case <-ctx.Done():
+					}
+				}
+				return inner(ctx, cmd, in, out, errs)
+			}
+			o.Login = func() {
+				mu.Lock()
+				logins++
+				quickest := logins == 1
+				at++
+				most = max(most, at)
+				mu.Unlock()
+				if !quickest {
+					time.Sleep(time.Second)
+				}
+				mu.Lock()
+				at--
+				mu.Unlock()
+			}
+		})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if code, out, errs := f.run(ctx); code != exitDone {
+		t.Fatalf("exit %d\n%s\n%s", code, out, errs)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	t.Logf("%d logins, %d at once", logins, most)
+	if most > may || most < 4 {
+		t.Errorf("%d guests of %d logged in at once", most, n)
 	}
 }
 

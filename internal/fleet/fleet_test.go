@@ -241,6 +241,23 @@ func TestGuestsThatAreNotThereKeepNobodyWaiting(t *testing.T) {
 	}
 }
 
+func TestLoginThatWasCalledOffTellsTheGateNothing(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1000, 0)
+	g := &Gate{now: func() time.Time { return now }, limit: 20}
+	for _, err := range []error{fmt.Errorf("x: %w", context.Canceled), errBad} {
+		leave, eerr := g.Enter(t.Context())
+		if eerr != nil {
+			t.Fatal(eerr)
+		}
+		now = now.Add(5 * time.Second)
+		leave(0, err)
+		if want := map[bool]int{true: 21, false: 20}[err == errBad]; g.limit != want {
+			t.Errorf("after %v limit %d", err, g.limit)
+		}
+	}
+}
+
 func TestGateBecomesNarrowerOnceForOneCrowd(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)

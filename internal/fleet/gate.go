@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -79,11 +80,12 @@ func (g *Gate) leaver() func(time.Duration, error) {
 }
 
 // adjust judges one login. One that ended in an error tells nothing of how busy guests are, but one that waited long
-// for a guest that is not there held a place for nothing.
+// for a guest that is not there held a place for nothing. One that was called off, as a reboot's other probes are when
+// the first is in, tells nothing at all.
 func (g *Gate) adjust(began time.Time, rtt time.Duration, err error) {
 	took := g.now().Sub(began)
 	if err != nil {
-		if took > time.Second {
+		if took > time.Second && !errors.Is(err, context.Canceled) {
 			g.limit = min(g.limit+1, gateMax)
 		}
 		return

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -26,6 +27,35 @@ type limits struct {
 	// 0: no more than handshake.
 	talking time.Duration
 	alive   func() // told when the last hop has said its first word; may be nil
+
+	// A probe knocks at a guest that may not be there, and that is to keep no other out: it comes to Config.Gate when
+	// somebody has answered. nil: the gate is passed before anything is dialled.
+	late *loginPlace
+}
+
+// loginPlace is where one attempt to connect stands with Config.Gate.
+type loginPlace struct {
+	gate   func(context.Context) (func(time.Duration, error), error) // nil: there is none
+	left   func(time.Duration, error)                                // nil: it is not inside
+	waited time.Duration
+}
+
+// enter waits to be let in, once.
+func (p *loginPlace) enter(ctx context.Context) error {
+	if p.gate == nil || p.left != nil {
+		return nil
+	}
+	began := time.Now()
+	var err error
+	p.left, err = p.gate(ctx)
+	p.waited = time.Since(began)
+	return err
+}
+
+func (p *loginPlace) leave(rtt time.Duration, err error) {
+	if p.left != nil {
+		p.left(rtt, err)
+	}
 }
 
 func defaultLimits(c Config) limits {
@@ -54,8 +84,16 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 	if last.user == "root" {
 		c.priv.mode = privRoot
 	}
+	place := lim.late
+	if place == nil {
+		place = &loginPlace{gate: cfg.Gate}
+		if err := place.enter(ctx); err != nil {
+			return nil, &Error{Kind: ErrUnreachable, Host: cfg.Host, Err: err}
+		}
+	}
 	var clients []*ssh.Client
 	fail := func(err error) (*Conn, error) {
+		place.leave(0, err)
 		for i := len(clients) - 1; i >= 0; i-- {
 			_ = clients[i].Close()
 		}
@@ -88,20 +126,25 @@ func dial(ctx context.Context, cfg Config, sec *secrets, lim limits) (*Conn, err
 			return fail(unreachable(ctx, h, err))
 		}
 		met = time.Now()
+		outside := place.left == nil
 		hl := lim
 		if i < len(hops)-1 {
-			hl = limits{handshake: cfg.connectTimeout(), record: lim.record}
+			hl = limits{handshake: cfg.connectTimeout(), record: lim.record, late: lim.late}
 		}
 		client, err := handshake(ctx, nc, h, cfg, sec, hl)
 		if err != nil {
 			_ = nc.Close()
 			return fail(err)
 		}
+		if outside {
+			met = met.Add(place.waited)
+		}
 		clients = append(clients, client)
 	}
 	c.client = clients[len(clients)-1]
 	c.jumps = clients[:len(clients)-1]
 	c.greeted = time.Since(met)
+	place.leave(c.connected, nil)
 	c.watch(cfg.keepalive())
 	return c, nil
 }
@@ -132,14 +175,20 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 	defer stop()
 
 	talk := nc
-	if lim.talking > 0 {
-		talk = &firstWord{Conn: nc, heard: func() {
-			if clock.Stop() {
-				clock.Reset(lim.talking)
-			}
+	if lim.talking > 0 || lim.late != nil {
+		talk = &firstWord{Conn: nc, heard: func() error {
+			inTime := clock.Stop()
 			if lim.alive != nil {
 				lim.alive()
 			}
+			var err error
+			if lim.late != nil {
+				err = lim.late.enter(ctx)
+			}
+			if inTime {
+				clock.Reset(cmp.Or(lim.talking, lim.handshake))
+			}
+			return err
 		}}
 	}
 
@@ -203,17 +252,21 @@ func handshake(ctx context.Context, nc net.Conn, h hop, cfg Config, sec *secrets
 	}
 }
 
-// firstWord tells once that something was received.
+// firstWord tells once that something was received. What that returns is the reader's error.
 type firstWord struct {
 	net.Conn
-	heard func()
+	heard func() error
 	once  sync.Once
 }
 
 func (f *firstWord) Read(p []byte) (int, error) {
 	n, err := f.Conn.Read(p)
 	if n > 0 {
-		f.once.Do(f.heard)
+		f.once.Do(func() {
+			if herr := f.heard(); herr != nil {
+				err = herr
+			}
+		})
 	}
 	return n, err
 }

@@ -20,6 +20,7 @@ var (
 	ErrTimeout      = errors.New("time limit exceeded")          // a script ran longer than its own limit
 	ErrJobStart     = errors.New("job not started")              // the guest could not start the job
 	ErrNoSpace      = errors.New("not enough space")             // a file does not fit
+	ErrChanged      = errors.New("local file changed")           // a file is not the content that was to be sent
 	ErrBadScript    = errors.New("script not supported")         // a script that cannot be sent
 )
 

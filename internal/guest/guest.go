@@ -46,6 +46,11 @@ type Config struct {
 	Keepalive      time.Duration // between two signs of life asked for; 0: 15 s
 
 	Notice func(string) // one-line notices for the user; nil: dropped
+
+	// Gate keeps the logins of many guests apart, every one of them: the first, those after a lost connection or a
+	// reboot, those of an upload's further connections. It returns when one may begin; what it returns is called when
+	// that is over, with one round trip and the login's error. nil: none is waited for.
+	Gate func(context.Context) (leave func(rtt time.Duration, err error), err error)
 }
 
 const (

@@ -1,15 +1,18 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -132,9 +135,14 @@ while [ $((i * chunk)) -lt "$have" ]; do
 done
 `
 
-// putFinish gives the complete file its owner, mode and name, on disk before it has the name.
-const putFinish = putFunctions + `path=$1 part=$2 size=$3 sha=$4 mode=$5 owner=$6 key=$7 stage=$8
+// putFinish gives the complete file its owner, mode and name, on disk before it has the name. Where the client did
+// not prove what it sent, because an earlier call sent some of it, the guest does.
+const putFinish = putFunctions + `path=$1 part=$2 size=$3 sha=$4 mode=$5 owner=$6 key=$7 stage=$8 proved=$9
 [ "$(stat -c %s "$part")" = "$size" ] || fail "the file has $(stat -c %s "$part") bytes, not $size"
+if [ "$proved$stage" = 00 ] && [ "$(sum <"$part")" != "$sha" ]; then
+	rm -f "$part"
+	fail "what arrived is not the content with SHA-256 $sha; it was thrown away"
+fi
 new=$part
 if [ "$stage" = 1 ]; then
 	new=${path%/*}/.${path##*/}.gpuguest-new
@@ -150,7 +158,8 @@ stamp "$path" "$sha" "$key"
 `
 
 // Put makes the guest have the file. It is there completely or not at all, whatever interrupts; an
-// interrupted Put goes on with what had arrived, block by block, each checked by its SHA-256. A login user
+// interrupted Put goes on with what had arrived, block by block, each checked by its SHA-256. Nothing gets the
+// name that is not the content of that SHA-256: a local file that is another by now is ErrChanged. A login user
 // who is not root uploads to a directory of its own, and root moves the file from there.
 func (c *Conn) Put(ctx context.Context, f File) (PutResult, error) {
 	p, err := c.planPut(ctx, f)
@@ -178,6 +187,10 @@ func (c *Conn) Put(ctx context.Context, f File) (PutResult, error) {
 	finish := c.openEarly(ctx)
 	defer finish.drop()
 	if err := p.upload(ctx, a); err != nil {
+		if errors.Is(err, ErrChanged) {
+			// Of no use to anybody. One that stays is overwritten by whoever sends the right content.
+			_, _ = p.script(ctx, `rm -f "$1"`, p.part)
+		}
 		return p.res, p.explain(ctx, err)
 	}
 	return p.res, p.finish(ctx, finish)
@@ -196,6 +209,7 @@ type put struct {
 
 	sftp    *sftp.Client
 	missing []int64 // chunks to send
+	proved  bool    // all that was sent was seen to have the SHA-256
 	done    atomic.Int64
 	sent    atomic.Int64
 	res     PutResult
@@ -543,6 +557,10 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		return err
 	}
 	if p.file.Size == 0 {
+		if sha256.Sum256(nil) != [sha256.Size]byte(p.sha()) {
+			return p.changed()
+		}
+		p.proved = true
 		return p.conn.do(ctx, func() error {
 			f, err := p.sftp.OpenFile(p.part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
 			if err != nil {
@@ -553,7 +571,7 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	missing := p.file.Size - p.res.Resumed
-	queue := &pieces{put: p, chunks: p.missing, rest: missing, left: missing}
+	queue := &pieces{put: p, chunks: p.missing, rest: missing, left: missing, seed: maphash.MakeSeed(), more: make(chan struct{}, 1)}
 	extra, stopExtra := context.WithCancel(ctx)
 	lastTaken := func() { stopExtra(); a.cancel() }
 
@@ -606,6 +624,13 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 			})
 		}
 	})
+	if p.res.Resumed == 0 {
+		all.Go(func() {
+			if err := p.prove(ctx, queue); err != nil {
+				cancel(err)
+			}
+		})
+	}
 	all.Wait()
 	p.res.Sent = p.sent.Load()
 	failed := ctx.Err() != nil
@@ -617,6 +642,62 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	}
 	if queue.unwritten() > 0 {
 		return errors.New("upload incomplete")
+	}
+	if p.res.Resumed > 0 {
+		return nil // for the guest to prove
+	}
+	if !queue.same() {
+		return p.changed()
+	}
+	p.proved = true
+	return nil
+}
+
+func (p *put) sha() []byte {
+	sum, _ := hex.DecodeString(p.file.SHA256) // planPut saw that it is one
+	return sum
+}
+
+func (p *put) changed() error {
+	return &Error{Kind: ErrChanged, Host: p.conn.host, Msg: "put " + p.file.Path + ": the local file is no longer the one with SHA-256 " + p.file.SHA256,
+		hint: "something writes the file here: wait for its end and run the same command again"}
+}
+
+// prove sees that the bytes sent are those of the SHA-256. The writers read them out of order, which SHA-256 cannot
+// take, and asking the guest would cost up to a second for 256 MiB once they have arrived. So the file is read once
+// more here, beside the sending and right behind it: all of it for the SHA-256, and each piece for a keyed sum that
+// must be the one of what its writer read. That the file looks untouched (time, size, inode) would not do: a change
+// within one tick of the clock, or by memory map, does not show.
+func (p *put) prove(ctx context.Context, queue *pieces) error {
+	local, err := p.file.Open()
+	if err != nil {
+		return err
+	}
+	defer local.Close()
+	whole := sha256.New()
+	var own maphash.Hash
+	own.SetSeed(queue.seed)
+	buf := make([]byte, sftpPacketFar)
+	for i := 0; ; i++ {
+		w, ok, err := queue.handed(ctx, i)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			break
+		}
+		own.Reset()
+		n, err := io.CopyBuffer(io.MultiWriter(whole, &own), io.LimitReader(local, w.length), buf)
+		if err != nil {
+			return err
+		}
+		if n != w.length {
+			return p.changed()
+		}
+		queue.expect(i, own.Sum64())
+	}
+	if !bytes.Equal(whole.Sum(nil), p.sha()) {
+		return p.changed()
 	}
 	return nil
 }
@@ -630,7 +711,13 @@ type way struct {
 }
 
 // piece is a range of the file.
-type piece struct{ off, length int64 }
+type piece struct {
+	off, length int64
+	number      int // in the order of the file
+}
+
+// sums are a piece's, with the upload's own key: as it was sent, and as it was when the whole had the SHA-256.
+type sums struct{ sent, right uint64 }
 
 // pieces hands out what is missing, from the front. Towards the end all take little, so that all end together.
 type pieces struct {
@@ -641,6 +728,11 @@ type pieces struct {
 	taken  int64   // bytes of the first of them
 	rest   int64   // bytes not taken
 	left   int64   // bytes that the guest has not acknowledged
+	out    []piece // handed out
+	sums   []sums  // of those
+
+	seed maphash.Seed
+	more chan struct{} // has an element when more was handed out
 }
 
 // next returns a piece of at most so many bytes, and false when there is none left.
@@ -654,7 +746,12 @@ func (q *pieces) next(atMost int64) (piece, bool) {
 		atMost = min(atMost, lastPieceBytes)
 	}
 	i := q.chunks[0]
-	w := piece{off: i*q.put.chunk + q.taken, length: min(atMost, q.put.length(i)-q.taken)}
+	w := piece{off: i*q.put.chunk + q.taken, length: min(atMost, q.put.length(i)-q.taken), number: len(q.out)}
+	q.out, q.sums = append(q.out, w), append(q.sums, sums{})
+	select {
+	case q.more <- struct{}{}:
+	default:
+	}
 	q.taken += w.length
 	q.rest -= w.length
 	if q.taken == q.put.length(i) {
@@ -663,10 +760,46 @@ func (q *pieces) next(atMost int64) (piece, bool) {
 	return w, true
 }
 
-func (q *pieces) wrote(w piece) {
+func (q *pieces) wrote(w piece, sum uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.left -= w.length
+	q.sums[w.number].sent = sum
+}
+
+func (q *pieces) expect(number int, sum uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.sums[number].right = sum
+}
+
+// same tells whether every piece was sent as it should have been.
+func (q *pieces) same() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !slices.ContainsFunc(q.sums, func(s sums) bool { return s.sent != s.right })
+}
+
+// handed waits until a piece has been handed out and returns it, and false when there are not so many.
+func (q *pieces) handed(ctx context.Context, number int) (piece, bool, error) {
+	for {
+		q.mu.Lock()
+		last := len(q.chunks) == 0
+		if number < len(q.out) {
+			w := q.out[number]
+			q.mu.Unlock()
+			return w, true, nil
+		}
+		q.mu.Unlock()
+		if last {
+			return piece{}, false, nil
+		}
+		select {
+		case <-q.more:
+		case <-ctx.Done():
+			return piece{}, false, context.Cause(ctx)
+		}
+	}
 }
 
 // unwritten is how many bytes the guest has not acknowledged.
@@ -693,34 +826,39 @@ func (p *put) write(s *sftp.Client, queue *pieces, how way, lastTaken func()) er
 	if err != nil {
 		return err
 	}
+	var sum maphash.Hash
+	sum.SetSeed(queue.seed)
 	for w, ok := first, true; ok; w, ok = queue.next(how.piece) {
+		sum.Reset()
 		if _, err := local.Seek(w.off, io.SeekStart); err != nil {
 			return err
 		}
 		if _, err := remote.Seek(w.off, io.SeekStart); err != nil {
 			return err
 		}
-		n, err := remote.ReadFromWithConcurrency(&counted{r: io.LimitReader(local, w.length), p: p}, how.ahead)
+		n, err := remote.ReadFromWithConcurrency(&counted{r: io.LimitReader(local, w.length), p: p, sum: &sum}, how.ahead)
 		if err != nil {
 			return err
 		}
 		if n != w.length {
-			return fmt.Errorf("the local file is shorter than %d bytes", p.file.Size)
+			return p.changed()
 		}
-		queue.wrote(w)
+		queue.wrote(w, sum.Sum64())
 	}
 	lastTaken()
 	return nil
 }
 
-// counted reports progress as the bytes are taken; that is ahead of the guest by what is under way.
+// counted reports progress as the bytes are taken; that is ahead of the guest by what is under way. It sums them, too.
 type counted struct {
-	r io.Reader
-	p *put
+	r   io.Reader
+	p   *put
+	sum *maphash.Hash
 }
 
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
+	_, _ = c.sum.Write(b[:n])
 	c.p.sent.Add(int64(n))
 	done := c.p.done.Add(int64(n))
 	if c.p.file.Progress != nil && n > 0 {
@@ -761,8 +899,11 @@ func (p *put) explain(ctx context.Context, err error) error {
 
 // finish gives the file its name. A connection that is lost here leaves the part, or the finished file.
 func (p *put) finish(ctx context.Context, on *early) error {
-	f := p.file
+	f, proved := p.file, "0"
+	if p.proved {
+		proved = "1"
+	}
 	_, err := p.run(ctx, call{script: putFinish, on: on,
-		args: []string{f.Path, p.part, strconv.FormatInt(f.Size, 10), f.SHA256, p.mode, p.owner, p.key, p.stageArg()}})
+		args: []string{f.Path, p.part, strconv.FormatInt(f.Size, 10), f.SHA256, p.mode, p.owner, p.key, p.stageArg(), proved}})
 	return err
 }

@@ -242,7 +242,7 @@ func (c *Conn) await(ctx context.Context, spec RebootSpec, notice func(string)) 
 	probe := func(long bool, short time.Duration) {
 		probes.Go(func() {
 			var said atomic.Bool
-			lim := limits{tcp: short, handshake: short, talking: probeTalking, alive: func() {
+			lim := limits{tcp: short, handshake: short, talking: probeTalking, late: &loginPlace{gate: quiet.Gate}, alive: func() {
 				if said.CompareAndSwap(false, true) {
 					talking.Add(1)
 				}

@@ -74,6 +74,112 @@ func TestRebootComesBackWithANewBoot(t *testing.T) {
 	}
 }
 
+// turnstile is a gate that counts.
+type turnstile struct {
+	mu         sync.Mutex
+	shut       chan struct{} // not nil: nobody is let in until it is closed
+	in, passed int
+	errs       int // logins that ended in an error
+	rtt        bool
+}
+
+func (g *turnstile) enter(ctx context.Context) (func(time.Duration, error), error) {
+	g.mu.Lock()
+	shut := g.shut
+	g.mu.Unlock()
+	if shut != nil {
+		select {
+		case <-shut:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.in++
+	g.passed++
+	return func(rtt time.Duration, err error) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.in--
+		if err != nil {
+			g.errs++
+		} else {
+			g.rtt = rtt > 0
+		}
+	}, nil
+}
+
+func (g *turnstile) look() (in, passed int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.in, g.passed
+}
+
+// TestEveryLoginPassesTheGate: the first, a further connection's, and those of the probes after a reboot, which are not
+// inside while nobody answers them.
+func TestEveryLoginPassesTheGate(t *testing.T) {
+	t.Parallel()
+	gate := &turnstile{}
+	opened := make(chan time.Time, 1)
+	_, _, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) {
+		s.Cut()
+		s.Freeze()
+		gate.mu.Lock()
+		gate.shut = make(chan struct{})
+		gate.mu.Unlock()
+	}, func(sh *guesttest.Shell, s *guesttest.Server) {
+		if in, passed := gate.look(); in != 0 || passed != 2 {
+			t.Errorf("nobody answered: %d inside, %d let in", in, passed)
+		}
+		sh.Boot("boot-2")
+		s.Cut()
+		s.Thaw()
+		time.Sleep(500 * time.Millisecond)
+		opened <- time.Now()
+		close(gate.shut)
+	})
+	cfg.Gate = gate.enter
+	c := mustDial(t, cfg)
+	n, err := c.Redial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = n.Close()
+	if in, passed := gate.look(); in != 0 || passed != 2 || !gate.rtt {
+		t.Errorf("after two logins %d inside, %d let in, a round trip %v", in, passed, gate.rtt)
+	}
+	within(t, 20*time.Second, func() {
+		if n, err = c.Reboot(t.Context(), RebootSpec{OldBoot: "boot-1", Deadline: 15 * time.Second}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer n.Close()
+	select {
+	case at := <-opened:
+		if n.greeted > time.Since(at) {
+			t.Errorf("a login of %v that began %v ago: the wait at the gate was counted", n.greeted, time.Since(at))
+		}
+	default:
+		t.Error("a probe logged in while the gate was shut")
+	}
+	if in, passed := gate.look(); in != 0 || passed < 3 {
+		t.Errorf("in the end %d inside, %d let in", in, passed)
+	}
+}
+
+func TestDialThatGivesUpAtTheGate(t *testing.T) {
+	t.Parallel()
+	_, s, cfg := shellGuest(t)
+	cfg.Gate = (&turnstile{shut: make(chan struct{})}).enter
+	if _, err := Dial(short(t, 100*time.Millisecond), cfg); !errors.Is(err, ErrUnreachable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if n := s.Connections(); n != 0 {
+		t.Errorf("%d connections", n)
+	}
+}
+
 func TestGuestThatNeverComesBackIsToldWithItsOldBoot(t *testing.T) {
 	t.Parallel()
 	_, s, cfg := rebooter(t, func(_ *guesttest.Shell, s *guesttest.Server) { s.Refuse() }, func(*guesttest.Shell, *guesttest.Server) {})

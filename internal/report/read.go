@@ -127,7 +127,8 @@ func digest(g *Guest) {
 }
 
 // Merge joins results into one a guest, in the order of the guests' first. Of the same guest's it keeps the one that
-// ended last, or the last given where one has no time, and names each guest of which one was left out.
+// ended last, or the last given where one has no time, and names each guest of which one was left out. That a batch did
+// not start a guest is kept only where there is nothing else, and left out without a word.
 func Merge(all []Guest) (guests []Guest, twice []string) {
 	at := make(map[string]int)
 	for _, g := range all {
@@ -137,10 +138,17 @@ func Merge(all []Guest) (guests []Guest, twice []string) {
 			guests = append(guests, g)
 			continue
 		}
+		old := guests[i]
+		if old.NotStarted != g.NotStarted {
+			if old.NotStarted {
+				guests[i] = g
+			}
+			continue
+		}
 		if !slices.Contains(twice, g.Host) {
 			twice = append(twice, g.Host)
 		}
-		if old := guests[i].Time; old.IsZero() || g.Time.IsZero() || !g.Time.Before(old) {
+		if old.Time.IsZero() || g.Time.IsZero() || !g.Time.Before(old.Time) {
 			guests[i] = g
 		}
 	}

@@ -27,6 +27,10 @@ type Guest struct {
 	Exit     int                 `json:"exit_code"`     // what gpuguest exited with
 	Verdicts []diagnosis.Verdict `json:"verdicts,omitempty"`
 
+	// NotStarted is true of a guest that its batch left out, after a canary's failure or Ctrl-C: nothing was done to it
+	// or learned of it, so any result that it has from elsewhere says more.
+	NotStarted bool `json:"not_started,omitempty"`
+
 	// Raw is true in what the guest's own unit left: what its checks printed for programs stands in the steps' data as
 	// it was printed. Read makes of it what verify makes of it, and then it is false.
 	Raw bool `json:"raw,omitempty"`

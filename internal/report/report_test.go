@@ -222,12 +222,22 @@ func TestOfTheSameGuestTheLaterResultWins(t *testing.T) {
 		}
 		return g
 	}
+	left := func(host string, hour int) Guest {
+		g := at(host, hour, "left")
+		g.Result, g.NotStarted = "failed", true
+		return g
+	}
 	for _, c := range []struct {
 		name  string
 		in    []Guest
 		want  string
 		twice string
 	}{
+		{"left out later", []Guest{at("a", 1, "1"), left("a", 2)}, "a=1", ""},
+		{"left out before, by a clock that is ahead", []Guest{left("a", 5), at("a", 1, "1")}, "a=1", ""},
+		{"left out between", []Guest{at("a", 1, "1"), left("a", 5), at("a", 2, "2")}, "a=2", "a"},
+		{"left out, and a result without a time", []Guest{at("a", 0, "1"), left("a", 5)}, "a=1", ""},
+		{"only left out", []Guest{left("a", 1), left("a", 2)}, "a=left", "a"},
 		{"no two of one", []Guest{at("a", 1, "1"), at("b", 1, "2")}, "a=1 b=2", ""},
 		{"later given", []Guest{at("a", 1, "1"), at("b", 1, "2"), at("a", 2, "3")}, "a=3 b=2", "a"},
 		{"later in time, given first", []Guest{at("a", 5, "1"), at("a", 2, "2")}, "a=1", "a"},

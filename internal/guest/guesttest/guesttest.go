@@ -44,6 +44,7 @@ type Options struct {
 	SFTPDir    string          // where sftp starts; "": no sftp
 	RTT        time.Duration   // added to each answer
 	NoForwards bool            // refuse direct-tcpip
+	Login      func()          // called for each key that is offered, and may wait; nil: nothing
 }
 
 // Server is a running server. All methods may be called at any time.
@@ -248,6 +249,9 @@ func (s *Server) handle(c net.Conn, opt Options) {
 	refused := errors.New("refused")
 	if len(opt.Keys) > 0 {
 		cfg.PublicKeyCallback = func(m ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+			if opt.Login != nil {
+				opt.Login()
+			}
 			for _, k := range opt.Keys {
 				if user(m) && bytes.Equal(k.Marshal(), key.Marshal()) {
 					return nil, nil
