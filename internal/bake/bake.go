@@ -136,6 +136,10 @@ type baking struct {
 func (b *Baker) Bake(ctx context.Context, im Image) (Manifest, bool, error) {
 	k := &baking{Baker: b, im: im}
 	m, baked, err := k.run(ctx)
+	var refusal *plan.Refusal
+	if errors.As(err, &refusal) && refusal.Step == "room" && refusal.Hint == "" {
+		refusal.Hint = "disk-size of the image in the file makes its disk, and the root on it, larger: disk-size: 20G"
+	}
 	if err != nil && ctx.Err() != nil {
 		// Nothing goes on in a guest that was ended, whatever the engine says of jobs.
 		return m, false, &Error{Image: im.Name, Phase: k.phase, Err: errors.Join(context.Cause(ctx), k.left)}
@@ -259,7 +263,8 @@ func (k *baking) digest() (string, error) {
 		Compress, FirstBootVerify          bool
 		Options                            []option
 		Files                              []string
-	}{k.im.SHA256, k.im.BaseFormat, k.im.Format, k.im.Firmware, k.im.Compress, k.im.FirstBootVerify, options, slices.Sorted(maps.Keys(k.recipe.Engine.Files))})
+		DiskSize                           int `json:",omitempty"` // images of before it are as good as they were
+	}{k.im.SHA256, k.im.BaseFormat, k.im.Format, k.im.Firmware, k.im.Compress, k.im.FirstBootVerify, options, slices.Sorted(maps.Keys(k.recipe.Engine.Files)), k.im.DiskSize})
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:]), err
 }
@@ -299,6 +304,9 @@ func (k *baking) bake(ctx context.Context) (err error) {
 	}
 	if info.Backing != "" {
 		return fmt.Errorf("%s reads from another file too, %s, which its SHA-256 says nothing of: convert it to one that stands alone", k.im.Base, info.Backing)
+	}
+	if want := int64(k.im.DiskSize) << 20; want > 0 && want < info.Virtual {
+		return fmt.Errorf("%v: disk-size: %d MiB is less than the %d MiB that %s has, and no disk is made smaller", k.im.Where, want>>20, info.Virtual>>20, k.im.Base)
 	}
 	// An overlay names its base for qemu-img, which would look for a relative name beside the overlay.
 	if base.Path, err = filepath.Abs(base.Path); err != nil {
@@ -379,11 +387,14 @@ func (k *baking) start(ctx context.Context, base Disk, info DiskInfo) (Disk, ove
 		}
 		g, err := o.Start(ctx, oven.Spec{
 			Disk: disk.Path, Format: disk.Format, Scratch: k.w.path(workOven), Firmware: k.im.Firmware,
-			Memory: k.im.memory(), CPUs: k.im.CPUs, User: k.im.User,
+			Memory: k.im.memory(), CPUs: k.im.CPUs, User: k.im.User, Grow: k.size(info) > info.Virtual,
 		})
 		if err == nil {
-			k.guest, k.m.Oven = g, o.Name()
-			return disk, o, nil
+			if err = k.grown(g, info); err == nil {
+				k.guest, k.m.Oven = g, o.Name()
+				return disk, o, nil
+			}
+			err = errors.Join(err, g.Close())
 		}
 		if ctx.Err() != nil {
 			return Disk{}, nil, err
@@ -400,6 +411,24 @@ func (k *baking) start(ctx context.Context, base Disk, info DiskInfo) (Disk, ove
 		return Disk{}, nil, fmt.Errorf("there is no oven %s", k.im.Oven)
 	}
 	return Disk{}, nil, errors.Join(refused...)
+}
+
+// size is how many bytes the image's disk is to have.
+func (k *baking) size(info DiskInfo) int64 {
+	return max(info.Virtual, int64(cmp.Or(k.im.DiskSize, DefaultDisk))<<20)
+}
+
+// grown says that a root does not fill its disk: an error where the file has a disk-size, else it may do as it is.
+func (k *baking) grown(g oven.Guest, info DiskInfo) error {
+	why := g.Ungrown()
+	switch {
+	case why == "":
+		return nil
+	case k.im.DiskSize > 0:
+		return fmt.Errorf("disk-size: the root file system was not grown: %s", why)
+	}
+	k.notice("its disk is %s larger, and its root file system is as it was: %s", gib(k.size(info)-info.Virtual), why)
+	return nil
 }
 
 // disk makes what is baked: an overlay where the oven reads one, else a copy.
@@ -425,11 +454,17 @@ func (k *baking) disk(ctx context.Context, o oven.Oven, base Disk, info DiskInfo
 		return Disk{}, err
 	}
 	disk := Disk{k.w.path(workDisk), oven.FormatQcow2}
-	if !sharesKernel(o) {
-		return disk, k.Disks.Overlay(ctx, base, disk.Path)
+	var err error
+	if sharesKernel(o) {
+		disk.Format = oven.FormatRaw
+		err = k.Disks.Copy(ctx, base, disk, false)
+	} else {
+		err = k.Disks.Overlay(ctx, base, disk.Path)
 	}
-	disk.Format = oven.FormatRaw
-	return disk, k.Disks.Copy(ctx, base, disk, false)
+	if size := k.size(info); err == nil && size > info.Virtual {
+		err = k.Disks.Resize(ctx, disk, size)
+	}
+	return disk, err
 }
 
 func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }

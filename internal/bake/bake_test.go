@@ -2,6 +2,7 @@ package bake_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -39,10 +40,12 @@ import (
 type fakeOven struct {
 	t     *testing.T
 	name  string
-	cold  error // why it is not usable
-	fails error // why it boots nothing
-	host  bool  // it shares this machine's kernel
+	cold  error  // why it is not usable
+	fails error  // why it boots nothing
+	host  bool   // it shares this machine's kernel
+	stuck string // why no root is grown
 	mu    sync.Mutex
+	grow  []bool // Spec.Grow of every start
 	on    int
 	most  int
 	began atomic.Int32
@@ -68,6 +71,7 @@ func (g *fakeGuest) User() string           { return "root" }
 func (g *fakeGuest) Identity() string       { return filepath.Join(g.dir, "id") }
 func (g *fakeGuest) KnownHosts() string     { return filepath.Join(g.dir, "known_hosts") }
 func (g *fakeGuest) Console() string        { return "login:\n" }
+func (g *fakeGuest) Ungrown() string        { return g.oven.stuck }
 
 func (g *fakeGuest) PowerOff(context.Context) error {
 	var names []string
@@ -150,6 +154,7 @@ esac
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.on++
+	o.grow = append(o.grow, spec.Grow)
 	o.most = max(o.most, o.on)
 	return g, nil
 }
@@ -173,7 +178,10 @@ func read(t *testing.T, path string) string {
 // fakeDisks are text files.
 type fakeDisks struct {
 	backing string
+	virtual int64 // 0: 1 GiB
 	copying error
+	mu      sync.Mutex
+	resized []int64
 }
 
 func (d *fakeDisks) Info(_ context.Context, disk bake.Disk) (bake.DiskInfo, error) {
@@ -181,7 +189,7 @@ func (d *fakeDisks) Info(_ context.Context, disk bake.Disk) (bake.DiskInfo, erro
 	if err != nil {
 		return bake.DiskInfo{}, err
 	}
-	return bake.DiskInfo{Virtual: 1 << 30, Allocated: st.Size(), Backing: d.backing}, nil
+	return bake.DiskInfo{Virtual: cmp.Or(d.virtual, 1<<30), Allocated: st.Size(), Backing: d.backing}, nil
 }
 
 func (d *fakeDisks) Overlay(_ context.Context, base bake.Disk, path string) error {
@@ -189,6 +197,13 @@ func (d *fakeDisks) Overlay(_ context.Context, base bake.Disk, path string) erro
 		return fmt.Errorf("the base of an overlay is named %s", base.Path)
 	}
 	return os.WriteFile(path, []byte("over "+base.Path+"\n"), 0o644)
+}
+
+func (d *fakeDisks) Resize(_ context.Context, _ bake.Disk, bytes int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.resized = append(d.resized, bytes)
+	return nil
 }
 
 func (d *fakeDisks) Copy(_ context.Context, from, to bake.Disk, _ bool) error {
@@ -567,6 +582,91 @@ func TestAutoTakesTheFirstOvenThatCan(t *testing.T) {
 	four.Oven = bake.OvenNspawn
 	if _, _, err := k.bake(four); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestDiskIsMadeLargerAndNeverSmaller(t *testing.T) {
+	t.Parallel()
+	const gib = 1 << 30
+	for name, test := range map[string]struct {
+		virtual int64
+		size    int // MiB
+		resized []int64
+	}{
+		"a stock image": {3 * gib, 0, []int64{10 * gib}},
+		"a large one":   {20 * gib, 0, nil},
+		"as asked for":  {3 * gib, 5 << 10, []int64{5 * gib}},
+		"as it is":      {3 * gib, 3 << 10, nil},
+	} {
+		k := newKitchen(t, t.TempDir())
+		k.disks.virtual = test.virtual
+		im := k.image("one")
+		im.DiskSize = test.size
+		if _, _, err := k.bake(im); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !slices.Equal(k.disks.resized, test.resized) || !slices.Equal(k.oven.grow, []bool{test.resized != nil}) {
+			t.Errorf("%s: resized to %v, grown %v", name, k.disks.resized, k.oven.grow)
+		}
+		// Another size is another image; that nothing is said is none.
+		im.DiskSize = 30 << 10
+		if _, baked, err := k.bake(im); err != nil || !baked {
+			t.Errorf("%s, larger: baked %v, %v", name, baked, err)
+		}
+	}
+	k := newKitchen(t, t.TempDir())
+	im := k.image("one")
+	im.DiskSize = 1000
+	if _, _, err := k.bake(im); err == nil || !strings.Contains(err.Error(), "disk-size: 1000 MiB is less than the 1024 MiB that ") || k.oven.began.Load() != 0 {
+		t.Errorf("a smaller one: %v", err)
+	}
+}
+
+// TestRootThatIsNotGrownIsSaid: it is an error where a size was asked for, in the last oven that there is.
+func TestRootThatIsNotGrownIsSaid(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.oven.stuck = "partition 1 is not the last on its disk"
+	var notices []string
+	k.baker.Tell = func(e bake.Event) {
+		if e.Text != "" {
+			notices = append(notices, e.Text)
+		}
+	}
+	if _, _, err := k.bake(k.image("one")); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"its disk is 9.0 GiB larger, and its root file system is as it was: partition 1 is not the last on its disk"}; !slices.Equal(notices, want) {
+		t.Errorf("told %q", notices)
+	}
+	two := k.image("two")
+	two.DiskSize = 5 << 10
+	if _, _, err := k.bake(two); err == nil || !strings.Contains(err.Error(), "boot: oven qemu: disk-size: the root file system was not grown: partition 1 is not the last on its disk") || k.oven.on != 0 {
+		t.Errorf("%v, %d guests are left", err, k.oven.on)
+	}
+	host := &fakeOven{t: t, name: bake.OvenNspawn, host: true, stuck: "there is no xfs_growfs"}
+	k.oven.stuck = ""
+	k.baker.Ovens = []oven.Oven{host, k.oven}
+	if m, _, err := k.bake(two); err != nil || m.Oven != bake.OvenQEMU {
+		t.Errorf("oven %s, %v", m.Oven, err)
+	}
+}
+
+// TestGuestWithoutRoomNamesTheKeyThatMakesIt: the refusal is the plan's, which knows nothing of images.
+func TestGuestWithoutRoomNamesTheKeyThatMakesIt(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.baker.Prepare = func(im bake.Image, p bake.Planned) (bake.Recipe, error) {
+		r, err := prepare(im, p)
+		r.Engine.Plan = func(facts.Facts) (plan.Plan, error) {
+			return plan.Plan{}, &plan.Refusal{Step: "room", Reason: "/usr has 400 MB free, the installation needs 2048 MB"}
+		}
+		return r, err
+	}
+	_, _, err := k.bake(k.image("one"))
+	var refusal *plan.Refusal
+	if !errors.As(err, &refusal) || !strings.Contains(refusal.Hint, "disk-size") {
+		t.Errorf("%v, %+v", err, refusal)
 	}
 }
 

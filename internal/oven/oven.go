@@ -42,6 +42,9 @@ type Spec struct {
 	CPUs int
 	// User is the login that the one-time key is given to; "" is root.
 	User string
+	// Grow has the root's partition and file system fill the disk, which was made larger than what is on it, before
+	// Start returns. Where that cannot be, the guest boots all the same, and Ungrown says why.
+	Grow bool
 	// Args are more arguments for QEMU, such as a device under test. Ovens without a machine refuse them.
 	Args []string
 	// Log is given what the guest's console says, while it says it; nil for nowhere. It is not written to
@@ -61,6 +64,9 @@ type Guest interface {
 	KnownHosts() string
 	// Console is what the serial console said so far.
 	Console() string
+	// Ungrown is why the root does not fill the disk although Spec.Grow wanted that, "" when it does, or nothing was
+	// wanted.
+	Ungrown() string
 	// PowerOff turns the guest off in an orderly way and waits until it is off and its disk is written. It is an
 	// error when it is not off by the end of ctx, or the oven's own limit; the guest then still runs, until Close.
 	PowerOff(ctx context.Context) error

@@ -115,7 +115,10 @@ func (q *QEMU) Start(ctx context.Context, spec Spec) (Guest, error) {
 	for i := 1; ; i++ {
 		err := g.attempt(ctx, m)
 		if err == nil {
-			return g, nil
+			if err = g.grow(ctx); err == nil {
+				return g, nil
+			}
+			return nil, errors.Join(err, g.Close())
 		}
 		if cerr := g.Close(); cerr != nil {
 			return nil, errors.Join(err, cerr)
@@ -230,6 +233,7 @@ type qemuGuest struct {
 	console  Console
 	before   int64    // bytes that the console had when this boot began
 	proc     *process // nil: never started
+	ungrown  string
 }
 
 func (g *qemuGuest) path(name string) string { return filepath.Join(g.spec.Scratch, name) }
@@ -239,14 +243,32 @@ func (g *qemuGuest) User() string           { return Seed{User: g.spec.User}.use
 func (g *qemuGuest) Identity() string       { return g.keys.Identity }
 func (g *qemuGuest) KnownHosts() string     { return g.path("known_hosts") }
 func (g *qemuGuest) Console() string        { return g.console.String() }
+func (g *qemuGuest) Ungrown() string        { return g.ungrown }
+
+// grow does what Spec.Grow asks for, after cloud-init, which does it by itself where it is told nothing else.
+func (g *qemuGuest) grow(ctx context.Context) error {
+	if !g.spec.Grow {
+		return nil
+	}
+	conn, err := guest.Dial(ctx, g.login().Config())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	g.ungrown, err = growRoot(ctx, conn)
+	return err
+}
+
+func (g *qemuGuest) login() Login {
+	return Login{Host: localhost, Port: g.port, User: g.User(), Identity: g.Identity(), KnownHosts: g.KnownHosts(), Grace: g.grace}
+}
 
 // wait waits until the guest answers over SSH, or its console or QEMU says that it never will.
 func (g *qemuGuest) wait(ctx context.Context) error {
 	limit, cancel := context.WithTimeout(ctx, g.patience)
 	defer cancel()
-	login := Login{Host: localhost, Port: g.port, User: g.User(), Identity: g.Identity(), KnownHosts: g.KnownHosts(), Grace: g.grace}
 	answer := make(chan error, 1)
-	go func() { answer <- login.Await(limit) }()
+	go func() { answer <- g.login().Await(limit) }()
 	err := g.watch(ctx, answer)
 	if err != nil {
 		cancel()

@@ -93,6 +93,7 @@ type Guest struct {
 	console               *console
 	groups                []string
 	identity              string
+	grow                  bool
 
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the container is gone
@@ -111,7 +112,7 @@ func (Oven) Start(ctx context.Context, spec oven.Spec) (oven.Guest, error) {
 	case spec.Format != oven.FormatRaw:
 		return nil, fmt.Errorf("a disk of format %s: it mounts raw ones", spec.Format)
 	}
-	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, console: &console{also: spec.Log}, done: make(chan struct{})}
+	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, grow: spec.Grow, console: &console{also: spec.Log}, done: make(chan struct{})}
 	if g.user == "" {
 		g.user = "root"
 	}
@@ -147,6 +148,15 @@ func (g *Guest) KnownHosts() string { return g.path("known_hosts") }
 
 // Console implements oven.Guest.
 func (g *Guest) Console() string { return g.console.String() }
+
+// Ungrown implements oven.Guest.
+func (g *Guest) Ungrown() string {
+	why, err := os.ReadFile(g.path("ungrown"))
+	if err != nil {
+		return "" // there is none
+	}
+	return oven.LastLine(string(why))
+}
 
 func (g *Guest) start(ctx context.Context) error {
 	// What is let go of at the end is let go of also when the user does not want to go on.
@@ -244,10 +254,11 @@ ExecStopPost=/bin/sh /run/gpuguest-oven/teardown.sh
 			return err
 		}
 	}
-	for _, f := range []struct {
+	type file struct {
 		name, text string
 		mode       os.FileMode
-	}{
+	}
+	all := []file{
 		{"boot.sh", bootScript, 0o600},
 		{"run/setup.sh", setupScript, 0o644},
 		{"run/teardown.sh", teardownScript, 0o644},
@@ -255,7 +266,11 @@ ExecStopPost=/bin/sh /run/gpuguest-oven/teardown.sh
 		{"run/host_key", keys.HostPrivate, 0o600},
 		{"run/authorized_keys", keys.Authorized + "\n", 0o644},
 		{"system/gpuguest-oven.service", unit, 0o644},
-	} {
+	}
+	if g.grow {
+		all = append(all, file{"grow.sh", oven.GrowScript, 0o600})
+	}
+	for _, f := range all {
 		if err := os.WriteFile(g.path(f.name), []byte(f.text), f.mode); err != nil {
 			return err
 		}
