@@ -58,11 +58,13 @@ type Baker struct {
 	Again bool // bake also what is there already
 	// Prepare makes the recipe of an image. locked is what the image's lock says of the driver.
 	Prepare func(im Image, locked Planned) (Recipe, error)
-	Free    func(dir string) (int64, error) // bytes free in a folder; nil: not known
+	Free    func(dir string) (Space, error) // of the file system that a folder is in; nil: not known
 	Tell    func(Event)                     // is called by several goroutines; nil: nobody listens
 
-	mu     sync.Mutex
-	hashed map[string]*hashing
+	mu       sync.Mutex
+	hashed   map[string]*hashing
+	promises []*promise
+	freed    chan struct{} // closed when one of them ends, nil: nobody waits
 }
 
 // hashing is one base that is read once for all images made from it.
@@ -129,7 +131,8 @@ type baking struct {
 	last   plan.Plan
 	boot   string // boot_id of the guest as it is sealed
 	guest  oven.Guest
-	left   error // why the work folder could not be removed
+	left   error    // why the work folder could not be removed
+	room   *promise // nil: none
 }
 
 // Bake bakes one image, or finds that it is there: then the second value is false. The error is *Error.
@@ -224,6 +227,7 @@ func (k *baking) run(ctx context.Context) (m Manifest, baked bool, err error) {
 	// What is removed at the end is removed also when the user does not want to go on.
 	defer func() {
 		k.left = k.w.close(context.WithoutCancel(ctx), k.cleaners())
+		k.unreserve()
 		err = errors.Join(err, k.left)
 	}()
 	if left, ok := k.w.finished(); ok && left.Recipe == digest && !k.Again {
@@ -441,14 +445,8 @@ func (k *baking) disk(ctx context.Context, o oven.Oven, base Disk, info DiskInfo
 	if sharesKernel(o) {
 		need += info.Allocated
 	}
-	if k.Free != nil {
-		free, err := k.Free(k.w.dir)
-		if err != nil {
-			return Disk{}, err
-		}
-		if free < need {
-			return Disk{}, fmt.Errorf("%w: %s has %s free, and baking may take %s there", guest.ErrNoSpace, filepath.Dir(k.im.Output), gib(free), gib(need))
-		}
+	if err := k.reserve(ctx, need); err != nil {
+		return Disk{}, err
 	}
 	if err := os.Mkdir(k.w.path(workOven), 0o700); err != nil {
 		return Disk{}, err

@@ -29,6 +29,7 @@ import (
 	"gpuguest/internal/choice"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
 	"gpuguest/internal/guest/guesttest"
 	"gpuguest/internal/oven"
 	"gpuguest/internal/plan"
@@ -525,7 +526,9 @@ func TestWhatCannotBeBakedIsSaidAndLeavesNothing(t *testing.T) {
 			"boot: oven qemu: disk: does not boot: kernel panic"},
 		"no oven":   {func(k *kitchen, _ *bake.Image) { k.oven.cold = errors.New("it is cold") }, "oven qemu: it is cold"},
 		"not there": {func(_ *kitchen, im *bake.Image) { im.Oven = bake.OvenNspawn }, "there is no oven nspawn"},
-		"no space": {func(k *kitchen, _ *bake.Image) { k.baker.Free = func(string) (int64, error) { return 1 << 30, nil } },
+		"no space": {func(k *kitchen, _ *bake.Image) {
+			k.baker.Free = func(string) (bake.Space, error) { return bake.Space{Free: 1 << 30}, nil }
+		},
 			"has 1.0 GiB free, and baking may take 6.0 GiB there"},
 		"no space later": {func(k *kitchen, _ *bake.Image) { k.disks.copying = syscall.ENOSPC }, "compact: no space left on device"},
 		"refused": {func(k *kitchen, _ *bake.Image) {
@@ -693,6 +696,76 @@ func TestFiveImagesShareABudgetAndOneFailureIsItsOwn(t *testing.T) {
 	}
 	if got := k.files(); len(got) != 8 {
 		t.Errorf("files %q", got)
+	}
+}
+
+// TestImagesShareTheRoomOfTheirFileSystem: three, side by side in memory and processors, and room for one at a time. One
+// that is on a file system of its own waits for nobody, and one that no end of the others would help is refused at once.
+func TestImagesShareTheRoomOfTheirFileSystem(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.baker.Free = func(dir string) (bake.Space, error) {
+		if strings.Contains(dir, "own") {
+			return bake.Space{FS: 2, Free: 7 << 30}, nil
+		}
+		return bake.Space{FS: 1, Free: 10 << 30}, nil
+	}
+	var mu sync.Mutex
+	at, most, waited := 0, 0, 0
+	inside, own := make(chan bool), make(chan bool)
+	var first, second sync.Once
+	k.baker.Tell = func(e bake.Event) {
+		mu.Lock()
+		switch {
+		case e.Phase == bake.PhaseInstall && e.Image != "own":
+			at++
+			most = max(most, at)
+		case e.Phase == bake.PhaseComplete && e.Image != "own":
+			at--
+		case strings.HasPrefix(e.Text, "waiting for room: it may take 6.0 GiB"):
+			waited++
+		}
+		if waited == 2 {
+			first.Do(func() { close(inside) })
+		}
+		mu.Unlock()
+		switch {
+		case e.Phase == bake.PhaseInstall && e.Image == "own":
+			second.Do(func() { close(own) })
+		case e.Phase == bake.PhaseInstall:
+			// The first one goes on when the other two wait and their neighbour is at work.
+			<-inside
+			<-own
+		}
+	}
+	c := bake.Config{Memory: 16 * bake.DefaultMemory, CPUs: 16, Images: []bake.Image{k.image("a"), k.image("b"), k.image("c"), k.image("own")}}
+	for _, r := range k.baker.All(t.Context(), c, nil) {
+		if r.Err != nil {
+			t.Error(r.Err)
+		}
+	}
+	if most != 1 || waited != 2 {
+		t.Errorf("%d at once, %d waited", most, waited)
+	}
+
+	// The room is given back, and is no more than it was.
+	k.baker.Free = func(string) (bake.Space, error) { return bake.Space{FS: 1, Free: 6 << 30}, nil }
+	k.baker.Tell = nil
+	if _, _, err := k.bake(k.image("d")); !errors.Is(err, guest.ErrNoSpace) {
+		t.Error(err)
+	}
+	k.baker.Free = func(string) (bake.Space, error) { return bake.Space{FS: 1, Free: 7 << 30}, nil }
+	if _, _, err := k.bake(k.image("d")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFreeSpaceIsOfAFileSystem(t *testing.T) {
+	t.Parallel()
+	a, err := bake.FreeSpace(t.TempDir())
+	b, berr := bake.FreeSpace("/proc")
+	if err != nil || berr != nil || a.Free <= 0 || a.FS == b.FS {
+		t.Errorf("%+v, %v; /proc %+v, %v", a, err, b, berr)
 	}
 }
 
