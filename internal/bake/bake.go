@@ -60,6 +60,8 @@ type Baker struct {
 	Prepare func(im Image, locked Planned) (Recipe, error)
 	Free    func(dir string) (Space, error) // of the file system that a folder is in; nil: not known
 	Tell    func(Event)                     // is called by several goroutines; nil: nobody listens
+	// Console opens what an image's console is written to while it is baked; nil nowhere.
+	Console func(im Image) (io.WriteCloser, error)
 
 	mu       sync.Mutex
 	hashed   map[string]*hashing
@@ -119,20 +121,21 @@ func (e *Error) Unwrap() error { return e.Err }
 // baking is one image on its way.
 type baking struct {
 	*Baker
-	im     Image
-	recipe Recipe
-	lock   *Lock
-	early  []Package // that were there when Recipe.First had run
-	w      *work
-	began  time.Time
-	phase  string
-	m      Manifest
-	plan   json.RawMessage // of the first look at the guest
-	last   plan.Plan
-	boot   string // boot_id of the guest as it is sealed
-	guest  oven.Guest
-	left   error    // why the work folder could not be removed
-	room   *promise // nil: none
+	im      Image
+	recipe  Recipe
+	lock    *Lock
+	early   []Package // that were there when Recipe.First had run
+	w       *work
+	began   time.Time
+	phase   string
+	m       Manifest
+	plan    json.RawMessage // of the first look at the guest
+	last    plan.Plan
+	boot    string // boot_id of the guest as it is sealed
+	guest   oven.Guest
+	console io.Writer // nil: nowhere
+	left    error     // why the work folder could not be removed
+	room    *promise  // nil: none
 }
 
 // Bake bakes one image, or finds that it is there: then the second value is false. The error is *Error.
@@ -316,18 +319,29 @@ func (k *baking) bake(ctx context.Context) (err error) {
 	if base.Path, err = filepath.Abs(base.Path); err != nil {
 		return err
 	}
+	if k.Console != nil {
+		log, err := k.Console(k.im)
+		if err != nil {
+			return err
+		}
+		defer log.Close()
+		k.console = log
+	}
 	disk, o, err := k.start(ctx, base, info)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, k.guest.Close()) }()
-	if err := k.inGuest(ctx, o); err != nil {
-		return err
+	// A guest whose kernel panics answers nobody any more, which whoever waits for an answer would wait out.
+	watched, unwatch := oven.Watched(ctx, k.guest)
+	err = k.inGuest(watched, o)
+	if err == nil {
+		err = k.begin(watched, PhaseOff)
 	}
-	if err := k.begin(ctx, PhaseOff); err != nil {
-		return err
+	if err == nil {
+		err = k.guest.PowerOff(watched)
 	}
-	if err := k.guest.PowerOff(ctx); err != nil {
+	if err := cmp.Or(unwatch(), err); err != nil {
 		return err
 	}
 	if err := k.guest.Close(); err != nil {
@@ -391,7 +405,7 @@ func (k *baking) start(ctx context.Context, base Disk, info DiskInfo) (Disk, ove
 		}
 		g, err := o.Start(ctx, oven.Spec{
 			Disk: disk.Path, Format: disk.Format, Scratch: k.w.path(workOven), Firmware: k.im.Firmware,
-			Memory: k.im.memory(), CPUs: k.im.CPUs, User: k.im.User, Grow: k.size(info) > info.Virtual,
+			Memory: k.im.memory(), CPUs: k.im.CPUs, User: k.im.User, Grow: k.size(info) > info.Virtual, Log: k.console,
 		})
 		if err == nil {
 			if err = k.grown(g, info); err == nil {

@@ -41,10 +41,11 @@ import (
 type fakeOven struct {
 	t     *testing.T
 	name  string
-	cold  error  // why it is not usable
-	fails error  // why it boots nothing
-	host  bool   // it shares this machine's kernel
-	stuck string // why no root is grown
+	cold  error      // why it is not usable
+	fails error      // why it boots nothing
+	host  bool       // it shares this machine's kernel
+	stuck string     // why no root is grown
+	ends  chan error // of a guest's bad ends
 	mu    sync.Mutex
 	grow  []bool // Spec.Grow of every start
 	on    int
@@ -73,6 +74,15 @@ func (g *fakeGuest) Identity() string       { return filepath.Join(g.dir, "id") 
 func (g *fakeGuest) KnownHosts() string     { return filepath.Join(g.dir, "known_hosts") }
 func (g *fakeGuest) Console() string        { return "login:\n" }
 func (g *fakeGuest) Ungrown() string        { return g.oven.stuck }
+
+func (g *fakeGuest) Watch(ctx context.Context) error {
+	select {
+	case err := <-g.oven.ends:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
 
 func (g *fakeGuest) PowerOff(context.Context) error {
 	var names []string
@@ -156,6 +166,9 @@ esac
 	defer o.mu.Unlock()
 	o.on++
 	o.grow = append(o.grow, spec.Grow)
+	if spec.Log != nil {
+		fmt.Fprint(spec.Log, "login:\n")
+	}
 	o.most = max(o.most, o.on)
 	return g, nil
 }
@@ -273,7 +286,7 @@ type kitchen struct {
 
 func newKitchen(t *testing.T, dir string) *kitchen {
 	t.Helper()
-	k := &kitchen{t: t, dir: dir, oven: &fakeOven{t: t, name: bake.OvenQEMU}, disks: &fakeDisks{}}
+	k := &kitchen{t: t, dir: dir, oven: &fakeOven{t: t, name: bake.OvenQEMU, ends: make(chan error)}, disks: &fakeDisks{}}
 	write(t, filepath.Join(dir, "base.qcow2"), "base\n")
 	k.baker = &bake.Baker{
 		Ovens: []oven.Oven{k.oven}, Disks: k.disks, Made: bake.Maker{Version: "test"}, Prepare: prepare,
@@ -696,6 +709,43 @@ func TestFiveImagesShareABudgetAndOneFailureIsItsOwn(t *testing.T) {
 	}
 	if got := k.files(); len(got) != 8 {
 		t.Errorf("files %q", got)
+	}
+}
+
+// TestBadEndOfAGuestEndsItsBake: what is done in the guest at that moment would go on for minutes. The console is kept.
+func TestBadEndOfAGuestEndsItsBake(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.baker.Prepare = func(im bake.Image, p bake.Planned) (bake.Recipe, error) {
+		r, err := prepare(im, p)
+		makePlan := r.Engine.Plan
+		r.Engine.Plan = func(f facts.Facts) (plan.Plan, error) {
+			p, err := makePlan(f)
+			p.Segments[0].Items[0].Actions = []action.Action{action.Run{Title: "install", Script: "sleep 300"}}
+			return p, err
+		}
+		return r, err
+	}
+	panicked := &oven.BootError{Disk: "disk", What: "came to a bad end: kernel panic: VFS", Tail: "Kernel panic - not syncing: VFS"}
+	k.baker.Tell = func(e bake.Event) {
+		if e.Engine != nil && e.Engine.Kind == engine.StepBegan {
+			k.oven.ends <- panicked
+		}
+	}
+	console := filepath.Join(k.dir, "console")
+	k.baker.Console = func(bake.Image) (io.WriteCloser, error) { return os.Create(console) }
+	began := time.Now()
+	_, _, err := k.bake(k.image("one"))
+	var e *bake.Error
+	var boot *oven.BootError
+	if !errors.As(err, &e) || e.Phase != bake.PhaseInstall || !errors.As(err, &boot) || boot != panicked {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(began); took > 200*time.Second {
+		t.Errorf("after %s", took)
+	}
+	if got := k.files(); len(got) > 0 || k.oven.on != 0 || read(t, console) != "login:\n" {
+		t.Errorf("left: %q, %d guests; console %q", got, k.oven.on, read(t, console))
 	}
 }
 

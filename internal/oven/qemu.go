@@ -206,6 +206,7 @@ func (g *qemuGuest) attempt(ctx context.Context, m machine) error {
 		return err
 	}
 	g.before = g.console.boot()
+	g.leaving.Store(false)
 	if g.proc, err = startQEMU(m, &g.console); err != nil {
 		return err
 	}
@@ -234,6 +235,7 @@ type qemuGuest struct {
 	before   int64    // bytes that the console had when this boot began
 	proc     *process // nil: never started
 	ungrown  string
+	leaving  atomic.Bool // it is to go off
 }
 
 func (g *qemuGuest) path(name string) string { return filepath.Join(g.spec.Scratch, name) }
@@ -312,6 +314,46 @@ func (g *qemuGuest) watch(ctx context.Context, answer chan error) error {
 	}
 }
 
+// maxStarvedBoots is how many boots of a guest that answered once may end for this machine's want of time.
+const maxStarvedBoots = 3
+
+// Watch implements Guest. A boot that ended for want of time, before the system had its disk, is begun anew.
+func (g *qemuGuest) Watch(ctx context.Context) error {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	read, starved := g.before, 0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.proc.done:
+			switch {
+			case g.leaving.Load():
+				return nil
+			case g.proc.err == nil:
+				return g.failed("turned itself off", "the console's last lines say why", nil)
+			}
+			return g.failed("its QEMU has ended", "", fmt.Errorf("%w: %s", g.proc.err, g.proc.complaint()))
+		case <-tick.C:
+		}
+		var news string
+		if news, read = g.console.since(read); news == "" {
+			continue
+		}
+		d, bad := FindDisaster(news)
+		switch {
+		case !bad:
+		case d.Again && starved < maxStarvedBoots:
+			starved++
+			read = g.console.boot()
+			g.proc.command("system_reset")
+		default:
+			g.listenOn(ctx)
+			return g.failed("came to a bad end: "+d.What, d.Hint, nil)
+		}
+	}
+}
+
 // listenOn gives the console time for its last words.
 func (g *qemuGuest) listenOn(ctx context.Context) {
 	t := time.NewTimer(lastWords)
@@ -364,6 +406,7 @@ func (g *qemuGuest) PowerOff(ctx context.Context) error {
 	if g.proc == nil {
 		return nil
 	}
+	g.leaving.Store(true)
 	limit := time.NewTimer(g.patience)
 	defer limit.Stop()
 	tick := time.NewTicker(pressEvery)
@@ -391,6 +434,7 @@ func (g *qemuGuest) Close() error {
 	if g.proc == nil {
 		return nil
 	}
+	g.leaving.Store(true)
 	return g.proc.kill()
 }
 

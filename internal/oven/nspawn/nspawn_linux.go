@@ -1,13 +1,11 @@
 package nspawn
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	_ "embed"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -90,7 +89,7 @@ type Guest struct {
 	ssh                   net.Listener
 	pipes                 pipes
 	tasks                 sync.WaitGroup
-	console               *console
+	console               oven.Console
 	groups                []string
 	identity              string
 	grow                  bool
@@ -98,6 +97,8 @@ type Guest struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the container is gone
 	err  error         // how it ended, once done is closed
+
+	leaving atomic.Bool // it is to go off
 
 	closing sync.Once
 	release func() error // of all that was made for the guest, once it is gone
@@ -112,7 +113,8 @@ func (Oven) Start(ctx context.Context, spec oven.Spec) (oven.Guest, error) {
 	case spec.Format != oven.FormatRaw:
 		return nil, fmt.Errorf("a disk of format %s: it mounts raw ones", spec.Format)
 	}
-	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, grow: spec.Grow, console: &console{also: spec.Log}, done: make(chan struct{})}
+	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, grow: spec.Grow, done: make(chan struct{})}
+	g.console.Log = spec.Log
 	if g.user == "" {
 		g.user = "root"
 	}
@@ -324,7 +326,7 @@ func (g *Guest) boot() error {
 	g.cmd = exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", join, "sh"}, args...)...)
 	// A guest of Debian 13 does not start on control groups of the first kind.
 	g.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "LC_ALL=C")
-	g.cmd.Stdout, g.cmd.Stderr = g.console, g.console
+	g.cmd.Stdout, g.cmd.Stderr = &g.console, &g.console
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	g.cmd.WaitDelay = 10 * time.Second
 	if err := g.cmd.Start(); err != nil {
@@ -360,21 +362,38 @@ func (g *Guest) wait(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		}
-		return &oven.BootError{Disk: g.disk, What: "its system started and lets nobody in", Tail: g.console.tail(), Cause: err}
+		return &oven.BootError{Disk: g.disk, What: "its system started and lets nobody in", Tail: g.tail(), Cause: err}
 	case <-g.done:
 		cancel()
 		<-over
 		if why, err := os.ReadFile(g.path("unfit")); err == nil {
 			return &UnfitError{strings.TrimSpace(string(why))}
 		}
-		return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.console.tail(), Cause: g.err}
+		return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.tail(), Cause: g.err}
 	}
+}
+
+func (g *Guest) tail() string { return oven.Tail(g.Console(), 15) }
+
+// Watch implements oven.Guest. The kernel is this machine's, whose end is everybody's; what is watched is that the
+// guest is there.
+func (g *Guest) Watch(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-g.done:
+	}
+	if g.leaving.Load() {
+		return nil
+	}
+	return &oven.BootError{Disk: g.disk, What: "went off by itself", Tail: g.tail(), Cause: g.err}
 }
 
 // PowerOff implements oven.Guest.
 func (g *Guest) PowerOff(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, offLimit, fmt.Errorf("the guest did not go off within %s", offLimit))
 	defer cancel()
+	g.leaving.Store(true)
 	// systemd-nspawn asks the guest's init to halt when it is asked to end.
 	pid := g.cmd.Process.Pid
 	for range 2 { // unshare, boot.sh, systemd-nspawn
@@ -420,6 +439,7 @@ func (g *Guest) Close() error {
 }
 
 func (g *Guest) close() error {
+	g.leaving.Store(true)
 	if g.cmd != nil && g.cmd.Process != nil {
 		_ = g.cmd.Process.Kill() // an error says that it is gone
 	}
@@ -498,33 +518,4 @@ func (Oven) Clean(ctx context.Context, scratch string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// console keeps what the guest's console says.
-type console struct {
-	mu   sync.Mutex
-	buf  bytes.Buffer
-	also io.Writer
-}
-
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.also != nil {
-		if _, err := c.also.Write(p); err != nil {
-			return 0, err
-		}
-	}
-	return c.buf.Write(p)
-}
-
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.buf.String()
-}
-
-func (c *console) tail() string {
-	l := strings.Split(strings.TrimRight(c.String(), "\r\n"), "\n")
-	return strings.Join(l[max(0, len(l)-15):], "\n")
 }
