@@ -43,7 +43,7 @@ func TestContainerOven(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		g, err := o.Start(t.Context(), oven.Spec{Disk: disk, Format: oven.FormatRaw, Scratch: scratch, Grow: grow})
+		g, err := o.Start(t.Context(), oven.Spec{Disk: disk, Format: oven.FormatRaw, Scratch: scratch, Grow: grow, CPUs: 1, Memory: 2048})
 		if err != nil {
 			var boot *oven.BootError
 			if errors.As(err, &boot) {
@@ -80,6 +80,9 @@ func TestContainerOven(t *testing.T) {
 	g := start()
 	if got := run(g, `. /etc/os-release; echo "$VERSION_ID"; ls /boot/grub/grub.cfg; ip -br link | awk '{print $1}'`); got != "12\n/boot/grub/grub.cfg\nlo" {
 		t.Errorf("the guest says %q", got)
+	}
+	if got := run(g, "nproc"); got != "1" {
+		t.Errorf("the guest counts %s processors", got)
 	}
 	before := run(g, `grep -o 'root=[^ ]*' /boot/grub/grub.cfg | sort -u`)
 	run(g, `systemd-run --quiet --wait --collect --property=StandardOutput=file:/root/out --property=StandardError=file:/root/out apt-get -q update || { cat /root/out; exit 1; }

@@ -48,10 +48,10 @@ const offLimit = 3 * time.Minute
 const goneLimit = 10 * time.Minute
 
 // Oven is the oven.
-type Oven struct{}
+type Oven struct{ cpus *cpus }
 
 // New makes one.
-func New() Oven { return Oven{} }
+func New() Oven { return Oven{&cpus{}} }
 
 // Name implements oven.Oven.
 func (Oven) Name() string { return "nspawn" }
@@ -61,7 +61,7 @@ func (Oven) HostKernel() bool { return true }
 
 // needs are the programs of this machine that the oven starts, and Debian's packages of them.
 var needs = []struct{ program, pkg string }{
-	{"systemd-nspawn", "systemd-container"}, {"unshare", "util-linux"}, {"losetup", "mount"}, {"mount", "mount"}, {"partx", "util-linux"}, {"blkid", "util-linux"},
+	{"systemd-nspawn", "systemd-container"}, {"unshare", "util-linux"}, {"losetup", "mount"}, {"mount", "mount"}, {"partx", "util-linux"}, {"taskset", "util-linux"}, {"blkid", "util-linux"},
 }
 
 // Usable implements oven.Oven.
@@ -93,6 +93,9 @@ type Guest struct {
 	groups                []string
 	identity              string
 	grow                  bool
+	memory                int   // MiB, 0 no limit
+	processors            []int // that it runs on, nil all
+	cpus                  *cpus // that they are given back to
 
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the container is gone
@@ -106,19 +109,23 @@ type Guest struct {
 }
 
 // Start implements oven.Oven.
-func (Oven) Start(ctx context.Context, spec oven.Spec) (oven.Guest, error) {
+func (o Oven) Start(ctx context.Context, spec oven.Spec) (oven.Guest, error) {
 	switch {
 	case len(spec.Args) > 0:
 		return nil, errors.New("it has no machine that arguments for QEMU could be given to")
 	case spec.Format != oven.FormatRaw:
 		return nil, fmt.Errorf("a disk of format %s: it mounts raw ones", spec.Format)
 	}
-	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, grow: spec.Grow, done: make(chan struct{})}
+	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, grow: spec.Grow, memory: spec.Memory, cpus: o.cpus, done: make(chan struct{})}
 	g.console.Log = spec.Log
 	if g.user == "" {
 		g.user = "root"
 	}
-	err := g.start(ctx)
+	var err error
+	if g.processors, err = g.cpus.take(spec.CPUs); err != nil {
+		return nil, err
+	}
+	err = g.start(ctx)
 	if err == nil {
 		err = g.wait(ctx)
 	}
@@ -297,10 +304,33 @@ func (g *Guest) joinGroups() error {
 		return nil
 	}
 	var err error
-	if g.groups, err = cgroup.Make(g.name); err != nil {
+	g.groups, err = cgroup.Make(g.name)
+	if err = errors.Join(err, os.WriteFile(g.path("groups"), []byte(strings.Join(g.groups, "\n")), 0o600)); err != nil || g.memory == 0 {
 		return err
 	}
-	return os.WriteFile(g.path("groups"), []byte(strings.Join(g.groups, "\n")), 0o600)
+	_, err = cgroup.LimitMemory(g.groups, int64(g.memory)<<20)
+	return err
+}
+
+// nspawn is the beginning of systemd-nspawn's command line. A machine with systemd gives the container a scope of its own,
+// which has its limit; without, it is in the groups that were made for it.
+func (g *Guest) nspawn(systemd bool) []string {
+	var args []string
+	if len(g.processors) > 0 {
+		args = append(args, "taskset", "--cpu-list", cpuList(g.processors))
+	}
+	args = append(args, "systemd-nspawn", "--quiet", "--boot", "--register=no", "--settings=no", "--machine="+g.name,
+		"--network-namespace-path="+g.path("netns"), "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe")
+	switch {
+	case !systemd:
+		args = append(args, "--keep-unit")
+	default:
+		args = append(args, "--property=DeviceAllow=block-loop rwm", "--property=DeviceAllow=block-blkext rwm")
+		if g.memory > 0 {
+			args = append(args, fmt.Sprintf("--property=MemoryMax=%dM", g.memory))
+		}
+	}
+	return args
 }
 
 // boot starts the container. All of it is in a process name space whose first process dies when this one does, and
@@ -310,14 +340,7 @@ func (g *Guest) boot() error {
 	if err := os.WriteFile(netns, nil, 0o600); err != nil {
 		return err
 	}
-	args := []string{g.ns.path(), netns, g.path("boot.sh"), g.disk, g.dir,
-		"systemd-nspawn", "--quiet", "--boot", "--register=no", "--settings=no", "--machine=" + g.name,
-		"--network-namespace-path=" + netns, "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"}
-	if hasSystemd() {
-		args = append(args, "--property=DeviceAllow=block-loop rwm", "--property=DeviceAllow=block-blkext rwm")
-	} else {
-		args = append(args, "--keep-unit")
-	}
+	args := append([]string{g.ns.path(), netns, g.path("boot.sh"), g.disk, g.dir}, g.nspawn(hasSystemd())...)
 	// The network name space is found by a name of its own, as /proc is another in the process name space.
 	join := `mount --bind "$1" "$2" && shift 2 && exec unshare --pid --fork --kill-child --mount-proc sh "$@"`
 	if len(g.groups) > 0 {
@@ -464,6 +487,7 @@ func (g *Guest) letGo(ctx context.Context) error {
 	for _, group := range g.groups {
 		errs = append(errs, cgroup.Remove(ctx, group))
 	}
+	g.cpus.give(g.processors)
 	return errors.Join(errs...)
 }
 
