@@ -67,7 +67,7 @@ lint: deps
 	@# The vulnerability data is on the network; where that is out of reach, the check says so and goes on.
 	$(GO) tool govulncheck ./... || { code=$$?; [ $$code -ne 3 ] && echo "govulncheck could not reach its data (exit $$code)"; [ $$code -ne 3 ]; }
 	GPUGUEST_LINT=1 $(GO) test -count=1 -run Shellcheck ./internal/plan
-	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh internal/oven/nspawn/*.sh testdata/bench/*.sh docs/*.sh
+	shellcheck -s sh assets/*.sh testdata/lab/*.sh internal/lab/container/*.sh internal/oven/*.sh internal/oven/nspawn/*.sh testdata/bench/*.sh docs/*.sh
 	shellcheck -s bash .ci/run
 
 bench: deps ## each figure beside its peer in the same run

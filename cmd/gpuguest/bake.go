@@ -62,7 +62,7 @@ docs/bake.md has every key of the file.`,
 	f.StringArrayVar(&b.only, "image", nil, "only the image of this `NAME`; may be given more than once")
 	f.StringVar(&b.oven, "oven", "", "`OVEN` for all images, whatever the file says: auto, nspawn or qemu")
 	f.BoolVar(&b.again, "again", false, "bake also images that are there already, and over those that gpuguest did not make")
-	f.StringVar(&a.logDir, "log-dir", "", "`FOLDER` that every step's whole output is kept in")
+	f.StringVar(&a.logDir, "log-dir", "", "`FOLDER` that every step's whole output, and each image's console, are kept in")
 	_ = c.RegisterFlagCompletionFunc("oven", cobra.FixedCompletions([]string{bake.OvenAuto, bake.OvenNspawn, bake.OvenQEMU}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
@@ -192,6 +192,12 @@ func (a *app) bake(ctx context.Context, b baking) error {
 				u.say("%s", printable(e.Text))
 			}
 		},
+	}
+	if a.logDir != "" {
+		baker.Console = func(im bake.Image) (io.WriteCloser, error) {
+			one := &app{reach: reach{host: im.Name}, logDir: a.logDir}
+			return one.openLog("console")
+		}
 	}
 	results := baker.All(ctx, c, func(r bake.Result) { a.tellImage(r) })
 	var all []bakedImage

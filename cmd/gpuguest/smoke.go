@@ -160,7 +160,12 @@ func (a *app) smoke(ctx context.Context, s smoke, w choice.Want) (err error) {
 	defer func() { err = errors.Join(err, g.Close()) }()
 	fmt.Fprintf(a.err, "gpuguest: %s: answers after %.0f s\n", a.host, time.Since(start).Seconds())
 	a.booted = g
-	err = a.prove(ctx, w, false)
+	// A driver that is loaded may take the kernel down with it.
+	watched, unwatch := oven.Watched(ctx, g)
+	err = a.prove(watched, w, false)
+	if bad := unwatch(); bad != nil {
+		return bad
+	}
 	if errors.Is(err, engine.ErrDetached) {
 		// Nothing goes on in a guest that is thrown away.
 		return errInterrupted

@@ -58,11 +58,15 @@ type Baker struct {
 	Again bool // bake also what is there already
 	// Prepare makes the recipe of an image. locked is what the image's lock says of the driver.
 	Prepare func(im Image, locked Planned) (Recipe, error)
-	Free    func(dir string) (int64, error) // bytes free in a folder; nil: not known
+	Free    func(dir string) (Space, error) // of the file system that a folder is in; nil: not known
 	Tell    func(Event)                     // is called by several goroutines; nil: nobody listens
+	// Console opens what an image's console is written to while it is baked; nil nowhere.
+	Console func(im Image) (io.WriteCloser, error)
 
-	mu     sync.Mutex
-	hashed map[string]*hashing
+	mu       sync.Mutex
+	hashed   map[string]*hashing
+	promises []*promise
+	freed    chan struct{} // closed when one of them ends, nil: nobody waits
 }
 
 // hashing is one base that is read once for all images made from it.
@@ -117,25 +121,31 @@ func (e *Error) Unwrap() error { return e.Err }
 // baking is one image on its way.
 type baking struct {
 	*Baker
-	im     Image
-	recipe Recipe
-	lock   *Lock
-	early  []Package // that were there when Recipe.First had run
-	w      *work
-	began  time.Time
-	phase  string
-	m      Manifest
-	plan   json.RawMessage // of the first look at the guest
-	last   plan.Plan
-	boot   string // boot_id of the guest as it is sealed
-	guest  oven.Guest
-	left   error // why the work folder could not be removed
+	im      Image
+	recipe  Recipe
+	lock    *Lock
+	early   []Package // that were there when Recipe.First had run
+	w       *work
+	began   time.Time
+	phase   string
+	m       Manifest
+	plan    json.RawMessage // of the first look at the guest
+	last    plan.Plan
+	boot    string // boot_id of the guest as it is sealed
+	guest   oven.Guest
+	console io.Writer // nil: nowhere
+	left    error     // why the work folder could not be removed
+	room    *promise  // nil: none
 }
 
 // Bake bakes one image, or finds that it is there: then the second value is false. The error is *Error.
 func (b *Baker) Bake(ctx context.Context, im Image) (Manifest, bool, error) {
 	k := &baking{Baker: b, im: im}
 	m, baked, err := k.run(ctx)
+	var refusal *plan.Refusal
+	if errors.As(err, &refusal) && refusal.Step == "room" && refusal.Hint == "" {
+		refusal.Hint = "disk-size of the image in the file makes its disk, and the root on it, larger: disk-size: 20G"
+	}
 	if err != nil && ctx.Err() != nil {
 		// Nothing goes on in a guest that was ended, whatever the engine says of jobs.
 		return m, false, &Error{Image: im.Name, Phase: k.phase, Err: errors.Join(context.Cause(ctx), k.left)}
@@ -220,6 +230,7 @@ func (k *baking) run(ctx context.Context) (m Manifest, baked bool, err error) {
 	// What is removed at the end is removed also when the user does not want to go on.
 	defer func() {
 		k.left = k.w.close(context.WithoutCancel(ctx), k.cleaners())
+		k.unreserve()
 		err = errors.Join(err, k.left)
 	}()
 	if left, ok := k.w.finished(); ok && left.Recipe == digest && !k.Again {
@@ -259,7 +270,8 @@ func (k *baking) digest() (string, error) {
 		Compress, FirstBootVerify          bool
 		Options                            []option
 		Files                              []string
-	}{k.im.SHA256, k.im.BaseFormat, k.im.Format, k.im.Firmware, k.im.Compress, k.im.FirstBootVerify, options, slices.Sorted(maps.Keys(k.recipe.Engine.Files))})
+		DiskSize                           int `json:",omitempty"` // images of before it are as good as they were
+	}{k.im.SHA256, k.im.BaseFormat, k.im.Format, k.im.Firmware, k.im.Compress, k.im.FirstBootVerify, options, slices.Sorted(maps.Keys(k.recipe.Engine.Files)), k.im.DiskSize})
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:]), err
 }
@@ -300,22 +312,36 @@ func (k *baking) bake(ctx context.Context) (err error) {
 	if info.Backing != "" {
 		return fmt.Errorf("%s reads from another file too, %s, which its SHA-256 says nothing of: convert it to one that stands alone", k.im.Base, info.Backing)
 	}
+	if want := int64(k.im.DiskSize) << 20; want > 0 && want < info.Virtual {
+		return fmt.Errorf("%v: disk-size: %d MiB is less than the %d MiB that %s has, and no disk is made smaller", k.im.Where, want>>20, info.Virtual>>20, k.im.Base)
+	}
 	// An overlay names its base for qemu-img, which would look for a relative name beside the overlay.
 	if base.Path, err = filepath.Abs(base.Path); err != nil {
 		return err
+	}
+	if k.Console != nil {
+		log, err := k.Console(k.im)
+		if err != nil {
+			return err
+		}
+		defer log.Close()
+		k.console = log
 	}
 	disk, o, err := k.start(ctx, base, info)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, k.guest.Close()) }()
-	if err := k.inGuest(ctx, o); err != nil {
-		return err
+	// A guest whose kernel panics answers nobody any more, which whoever waits for an answer would wait out.
+	watched, unwatch := oven.Watched(ctx, k.guest)
+	err = k.inGuest(watched, o)
+	if err == nil {
+		err = k.begin(watched, PhaseOff)
 	}
-	if err := k.begin(ctx, PhaseOff); err != nil {
-		return err
+	if err == nil {
+		err = k.guest.PowerOff(watched)
 	}
-	if err := k.guest.PowerOff(ctx); err != nil {
+	if err := cmp.Or(unwatch(), err); err != nil {
 		return err
 	}
 	if err := k.guest.Close(); err != nil {
@@ -379,11 +405,14 @@ func (k *baking) start(ctx context.Context, base Disk, info DiskInfo) (Disk, ove
 		}
 		g, err := o.Start(ctx, oven.Spec{
 			Disk: disk.Path, Format: disk.Format, Scratch: k.w.path(workOven), Firmware: k.im.Firmware,
-			Memory: k.im.memory(), CPUs: k.im.CPUs, User: k.im.User,
+			Memory: k.im.memory(), CPUs: k.im.CPUs, User: k.im.User, Grow: k.size(info) > info.Virtual, Log: k.console,
 		})
 		if err == nil {
-			k.guest, k.m.Oven = g, o.Name()
-			return disk, o, nil
+			if err = k.grown(g, info); err == nil {
+				k.guest, k.m.Oven = g, o.Name()
+				return disk, o, nil
+			}
+			err = errors.Join(err, g.Close())
 		}
 		if ctx.Err() != nil {
 			return Disk{}, nil, err
@@ -402,6 +431,24 @@ func (k *baking) start(ctx context.Context, base Disk, info DiskInfo) (Disk, ove
 	return Disk{}, nil, errors.Join(refused...)
 }
 
+// size is how many bytes the image's disk is to have.
+func (k *baking) size(info DiskInfo) int64 {
+	return max(info.Virtual, int64(cmp.Or(k.im.DiskSize, DefaultDisk))<<20)
+}
+
+// grown says that a root does not fill its disk: an error where the file has a disk-size, else it may do as it is.
+func (k *baking) grown(g oven.Guest, info DiskInfo) error {
+	why := g.Ungrown()
+	switch {
+	case why == "":
+		return nil
+	case k.im.DiskSize > 0:
+		return fmt.Errorf("disk-size: the root file system was not grown: %s", why)
+	}
+	k.notice("its disk is %s larger, and its root file system is as it was: %s", gib(k.size(info)-info.Virtual), why)
+	return nil
+}
+
 // disk makes what is baked: an overlay where the oven reads one, else a copy.
 func (k *baking) disk(ctx context.Context, o oven.Oven, base Disk, info DiskInfo) (Disk, error) {
 	if err := k.begin(ctx, PhaseCopy); err != nil {
@@ -412,24 +459,24 @@ func (k *baking) disk(ctx context.Context, o oven.Oven, base Disk, info DiskInfo
 	if sharesKernel(o) {
 		need += info.Allocated
 	}
-	if k.Free != nil {
-		free, err := k.Free(k.w.dir)
-		if err != nil {
-			return Disk{}, err
-		}
-		if free < need {
-			return Disk{}, fmt.Errorf("%w: %s has %s free, and baking may take %s there", guest.ErrNoSpace, filepath.Dir(k.im.Output), gib(free), gib(need))
-		}
+	if err := k.reserve(ctx, need); err != nil {
+		return Disk{}, err
 	}
 	if err := os.Mkdir(k.w.path(workOven), 0o700); err != nil {
 		return Disk{}, err
 	}
 	disk := Disk{k.w.path(workDisk), oven.FormatQcow2}
-	if !sharesKernel(o) {
-		return disk, k.Disks.Overlay(ctx, base, disk.Path)
+	var err error
+	if sharesKernel(o) {
+		disk.Format = oven.FormatRaw
+		err = k.Disks.Copy(ctx, base, disk, false)
+	} else {
+		err = k.Disks.Overlay(ctx, base, disk.Path)
 	}
-	disk.Format = oven.FormatRaw
-	return disk, k.Disks.Copy(ctx, base, disk, false)
+	if size := k.size(info); err == nil && size > info.Virtual {
+		err = k.Disks.Resize(ctx, disk, size)
+	}
+	return disk, err
 }
 
 func gib(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }

@@ -2,6 +2,7 @@ package bake_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -28,6 +29,7 @@ import (
 	"gpuguest/internal/choice"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/guest"
 	"gpuguest/internal/guest/guesttest"
 	"gpuguest/internal/oven"
 	"gpuguest/internal/plan"
@@ -39,10 +41,13 @@ import (
 type fakeOven struct {
 	t     *testing.T
 	name  string
-	cold  error // why it is not usable
-	fails error // why it boots nothing
-	host  bool  // it shares this machine's kernel
+	cold  error      // why it is not usable
+	fails error      // why it boots nothing
+	host  bool       // it shares this machine's kernel
+	stuck string     // why no root is grown
+	ends  chan error // of a guest's bad ends
 	mu    sync.Mutex
+	grow  []bool // Spec.Grow of every start
 	on    int
 	most  int
 	began atomic.Int32
@@ -68,6 +73,16 @@ func (g *fakeGuest) User() string           { return "root" }
 func (g *fakeGuest) Identity() string       { return filepath.Join(g.dir, "id") }
 func (g *fakeGuest) KnownHosts() string     { return filepath.Join(g.dir, "known_hosts") }
 func (g *fakeGuest) Console() string        { return "login:\n" }
+func (g *fakeGuest) Ungrown() string        { return g.oven.stuck }
+
+func (g *fakeGuest) Watch(ctx context.Context) error {
+	select {
+	case err := <-g.oven.ends:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
 
 func (g *fakeGuest) PowerOff(context.Context) error {
 	var names []string
@@ -150,6 +165,10 @@ esac
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.on++
+	o.grow = append(o.grow, spec.Grow)
+	if spec.Log != nil {
+		fmt.Fprint(spec.Log, "login:\n")
+	}
 	o.most = max(o.most, o.on)
 	return g, nil
 }
@@ -173,7 +192,10 @@ func read(t *testing.T, path string) string {
 // fakeDisks are text files.
 type fakeDisks struct {
 	backing string
+	virtual int64 // 0: 1 GiB
 	copying error
+	mu      sync.Mutex
+	resized []int64
 }
 
 func (d *fakeDisks) Info(_ context.Context, disk bake.Disk) (bake.DiskInfo, error) {
@@ -181,7 +203,7 @@ func (d *fakeDisks) Info(_ context.Context, disk bake.Disk) (bake.DiskInfo, erro
 	if err != nil {
 		return bake.DiskInfo{}, err
 	}
-	return bake.DiskInfo{Virtual: 1 << 30, Allocated: st.Size(), Backing: d.backing}, nil
+	return bake.DiskInfo{Virtual: cmp.Or(d.virtual, 1<<30), Allocated: st.Size(), Backing: d.backing}, nil
 }
 
 func (d *fakeDisks) Overlay(_ context.Context, base bake.Disk, path string) error {
@@ -189,6 +211,13 @@ func (d *fakeDisks) Overlay(_ context.Context, base bake.Disk, path string) erro
 		return fmt.Errorf("the base of an overlay is named %s", base.Path)
 	}
 	return os.WriteFile(path, []byte("over "+base.Path+"\n"), 0o644)
+}
+
+func (d *fakeDisks) Resize(_ context.Context, _ bake.Disk, bytes int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.resized = append(d.resized, bytes)
+	return nil
 }
 
 func (d *fakeDisks) Copy(_ context.Context, from, to bake.Disk, _ bool) error {
@@ -257,7 +286,7 @@ type kitchen struct {
 
 func newKitchen(t *testing.T, dir string) *kitchen {
 	t.Helper()
-	k := &kitchen{t: t, dir: dir, oven: &fakeOven{t: t, name: bake.OvenQEMU}, disks: &fakeDisks{}}
+	k := &kitchen{t: t, dir: dir, oven: &fakeOven{t: t, name: bake.OvenQEMU, ends: make(chan error)}, disks: &fakeDisks{}}
 	write(t, filepath.Join(dir, "base.qcow2"), "base\n")
 	k.baker = &bake.Baker{
 		Ovens: []oven.Oven{k.oven}, Disks: k.disks, Made: bake.Maker{Version: "test"}, Prepare: prepare,
@@ -510,7 +539,9 @@ func TestWhatCannotBeBakedIsSaidAndLeavesNothing(t *testing.T) {
 			"boot: oven qemu: disk: does not boot: kernel panic"},
 		"no oven":   {func(k *kitchen, _ *bake.Image) { k.oven.cold = errors.New("it is cold") }, "oven qemu: it is cold"},
 		"not there": {func(_ *kitchen, im *bake.Image) { im.Oven = bake.OvenNspawn }, "there is no oven nspawn"},
-		"no space": {func(k *kitchen, _ *bake.Image) { k.baker.Free = func(string) (int64, error) { return 1 << 30, nil } },
+		"no space": {func(k *kitchen, _ *bake.Image) {
+			k.baker.Free = func(string) (bake.Space, error) { return bake.Space{Free: 1 << 30}, nil }
+		},
 			"has 1.0 GiB free, and baking may take 6.0 GiB there"},
 		"no space later": {func(k *kitchen, _ *bake.Image) { k.disks.copying = syscall.ENOSPC }, "compact: no space left on device"},
 		"refused": {func(k *kitchen, _ *bake.Image) {
@@ -570,6 +601,91 @@ func TestAutoTakesTheFirstOvenThatCan(t *testing.T) {
 	}
 }
 
+func TestDiskIsMadeLargerAndNeverSmaller(t *testing.T) {
+	t.Parallel()
+	const gib = 1 << 30
+	for name, test := range map[string]struct {
+		virtual int64
+		size    int // MiB
+		resized []int64
+	}{
+		"a stock image": {3 * gib, 0, []int64{10 * gib}},
+		"a large one":   {20 * gib, 0, nil},
+		"as asked for":  {3 * gib, 5 << 10, []int64{5 * gib}},
+		"as it is":      {3 * gib, 3 << 10, nil},
+	} {
+		k := newKitchen(t, t.TempDir())
+		k.disks.virtual = test.virtual
+		im := k.image("one")
+		im.DiskSize = test.size
+		if _, _, err := k.bake(im); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if !slices.Equal(k.disks.resized, test.resized) || !slices.Equal(k.oven.grow, []bool{test.resized != nil}) {
+			t.Errorf("%s: resized to %v, grown %v", name, k.disks.resized, k.oven.grow)
+		}
+		// Another size is another image; that nothing is said is none.
+		im.DiskSize = 30 << 10
+		if _, baked, err := k.bake(im); err != nil || !baked {
+			t.Errorf("%s, larger: baked %v, %v", name, baked, err)
+		}
+	}
+	k := newKitchen(t, t.TempDir())
+	im := k.image("one")
+	im.DiskSize = 1000
+	if _, _, err := k.bake(im); err == nil || !strings.Contains(err.Error(), "disk-size: 1000 MiB is less than the 1024 MiB that ") || k.oven.began.Load() != 0 {
+		t.Errorf("a smaller one: %v", err)
+	}
+}
+
+// TestRootThatIsNotGrownIsSaid: it is an error where a size was asked for, in the last oven that there is.
+func TestRootThatIsNotGrownIsSaid(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.oven.stuck = "partition 1 is not the last on its disk"
+	var notices []string
+	k.baker.Tell = func(e bake.Event) {
+		if e.Text != "" {
+			notices = append(notices, e.Text)
+		}
+	}
+	if _, _, err := k.bake(k.image("one")); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"its disk is 9.0 GiB larger, and its root file system is as it was: partition 1 is not the last on its disk"}; !slices.Equal(notices, want) {
+		t.Errorf("told %q", notices)
+	}
+	two := k.image("two")
+	two.DiskSize = 5 << 10
+	if _, _, err := k.bake(two); err == nil || !strings.Contains(err.Error(), "boot: oven qemu: disk-size: the root file system was not grown: partition 1 is not the last on its disk") || k.oven.on != 0 {
+		t.Errorf("%v, %d guests are left", err, k.oven.on)
+	}
+	host := &fakeOven{t: t, name: bake.OvenNspawn, host: true, stuck: "there is no xfs_growfs"}
+	k.oven.stuck = ""
+	k.baker.Ovens = []oven.Oven{host, k.oven}
+	if m, _, err := k.bake(two); err != nil || m.Oven != bake.OvenQEMU {
+		t.Errorf("oven %s, %v", m.Oven, err)
+	}
+}
+
+// TestGuestWithoutRoomNamesTheKeyThatMakesIt: the refusal is the plan's, which knows nothing of images.
+func TestGuestWithoutRoomNamesTheKeyThatMakesIt(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.baker.Prepare = func(im bake.Image, p bake.Planned) (bake.Recipe, error) {
+		r, err := prepare(im, p)
+		r.Engine.Plan = func(facts.Facts) (plan.Plan, error) {
+			return plan.Plan{}, &plan.Refusal{Step: "room", Reason: "/usr has 400 MB free, the installation needs 2048 MB"}
+		}
+		return r, err
+	}
+	_, _, err := k.bake(k.image("one"))
+	var refusal *plan.Refusal
+	if !errors.As(err, &refusal) || !strings.Contains(refusal.Hint, "disk-size") {
+		t.Errorf("%v, %+v", err, refusal)
+	}
+}
+
 func TestFiveImagesShareABudgetAndOneFailureIsItsOwn(t *testing.T) {
 	t.Parallel()
 	k := newKitchen(t, t.TempDir())
@@ -593,6 +709,113 @@ func TestFiveImagesShareABudgetAndOneFailureIsItsOwn(t *testing.T) {
 	}
 	if got := k.files(); len(got) != 8 {
 		t.Errorf("files %q", got)
+	}
+}
+
+// TestBadEndOfAGuestEndsItsBake: what is done in the guest at that moment would go on for minutes. The console is kept.
+func TestBadEndOfAGuestEndsItsBake(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.baker.Prepare = func(im bake.Image, p bake.Planned) (bake.Recipe, error) {
+		r, err := prepare(im, p)
+		makePlan := r.Engine.Plan
+		r.Engine.Plan = func(f facts.Facts) (plan.Plan, error) {
+			p, err := makePlan(f)
+			p.Segments[0].Items[0].Actions = []action.Action{action.Run{Title: "install", Script: "sleep 300"}}
+			return p, err
+		}
+		return r, err
+	}
+	panicked := &oven.BootError{Disk: "disk", What: "came to a bad end: kernel panic: VFS", Tail: "Kernel panic - not syncing: VFS"}
+	k.baker.Tell = func(e bake.Event) {
+		if e.Engine != nil && e.Engine.Kind == engine.StepBegan {
+			k.oven.ends <- panicked
+		}
+	}
+	console := filepath.Join(k.dir, "console")
+	k.baker.Console = func(bake.Image) (io.WriteCloser, error) { return os.Create(console) }
+	began := time.Now()
+	_, _, err := k.bake(k.image("one"))
+	var e *bake.Error
+	var boot *oven.BootError
+	if !errors.As(err, &e) || e.Phase != bake.PhaseInstall || !errors.As(err, &boot) || boot != panicked {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(began); took > 200*time.Second {
+		t.Errorf("after %s", took)
+	}
+	if got := k.files(); len(got) > 0 || k.oven.on != 0 || read(t, console) != "login:\n" {
+		t.Errorf("left: %q, %d guests; console %q", got, k.oven.on, read(t, console))
+	}
+}
+
+// TestImagesShareTheRoomOfTheirFileSystem: three, side by side in memory and processors, and room for one at a time. One
+// that is on a file system of its own waits for nobody, and one that no end of the others would help is refused at once.
+func TestImagesShareTheRoomOfTheirFileSystem(t *testing.T) {
+	t.Parallel()
+	k := newKitchen(t, t.TempDir())
+	k.baker.Free = func(dir string) (bake.Space, error) {
+		if strings.Contains(dir, "own") {
+			return bake.Space{FS: 2, Free: 7 << 30}, nil
+		}
+		return bake.Space{FS: 1, Free: 10 << 30}, nil
+	}
+	var mu sync.Mutex
+	at, most, waited := 0, 0, 0
+	inside, own := make(chan bool), make(chan bool)
+	var first, second sync.Once
+	k.baker.Tell = func(e bake.Event) {
+		mu.Lock()
+		switch {
+		case e.Phase == bake.PhaseInstall && e.Image != "own":
+			at++
+			most = max(most, at)
+		case e.Phase == bake.PhaseComplete && e.Image != "own":
+			at--
+		case strings.HasPrefix(e.Text, "waiting for room: it may take 6.0 GiB"):
+			waited++
+		}
+		if waited == 2 {
+			first.Do(func() { close(inside) })
+		}
+		mu.Unlock()
+		switch {
+		case e.Phase == bake.PhaseInstall && e.Image == "own":
+			second.Do(func() { close(own) })
+		case e.Phase == bake.PhaseInstall:
+			// The first one goes on when the other two wait and their neighbour is at work.
+			<-inside
+			<-own
+		}
+	}
+	c := bake.Config{Memory: 16 * bake.DefaultMemory, CPUs: 16, Images: []bake.Image{k.image("a"), k.image("b"), k.image("c"), k.image("own")}}
+	for _, r := range k.baker.All(t.Context(), c, nil) {
+		if r.Err != nil {
+			t.Error(r.Err)
+		}
+	}
+	if most != 1 || waited != 2 {
+		t.Errorf("%d at once, %d waited", most, waited)
+	}
+
+	// The room is given back, and is no more than it was.
+	k.baker.Free = func(string) (bake.Space, error) { return bake.Space{FS: 1, Free: 6 << 30}, nil }
+	k.baker.Tell = nil
+	if _, _, err := k.bake(k.image("d")); !errors.Is(err, guest.ErrNoSpace) {
+		t.Error(err)
+	}
+	k.baker.Free = func(string) (bake.Space, error) { return bake.Space{FS: 1, Free: 7 << 30}, nil }
+	if _, _, err := k.bake(k.image("d")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFreeSpaceIsOfAFileSystem(t *testing.T) {
+	t.Parallel()
+	a, err := bake.FreeSpace(t.TempDir())
+	b, berr := bake.FreeSpace("/proc")
+	if err != nil || berr != nil || a.Free <= 0 || a.FS == b.FS {
+		t.Errorf("%+v, %v; /proc %+v, %v", a, err, b, berr)
 	}
 }
 

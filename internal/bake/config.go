@@ -56,6 +56,7 @@ type Image struct {
 	User     string // login that the one-time key is given to, "" root
 	Memory   int    // MiB, 0: DefaultMemory
 	CPUs     int    // 0: as many as DefaultCPUs, or the budget if that is less
+	DiskSize int    // MiB that its disk is to have, 0: DefaultDisk, or the base's if that is more
 
 	Lock            string // file that holds the set of packages, "" none
 	Targets         []string
@@ -65,10 +66,14 @@ type Image struct {
 	Options []inventory.Option // flags of install by their names, in the names' order; Targets are among them
 }
 
-// DefaultMemory and DefaultCPUs are an image's when nothing is said: what building a driver takes.
+// DefaultMemory, DefaultCPUs and DefaultDisk, the first and the last in MiB, are an image's when nothing is said: what
+// building a driver takes.
 const (
 	DefaultMemory = 2048
 	DefaultCPUs   = 2
+	// DefaultDisk has room for a driver of any source beside a server system: stock images for clouds leave the growing
+	// of their few GiB to the machine that they are started in. Blocks that hold nothing take nothing.
+	DefaultDisk = 10 << 10
 )
 
 // Source is a bake.yaml to read.
@@ -202,7 +207,7 @@ type settings map[string]inventory.Option
 
 // own are the keys of an image that are no flags of install. Those below defaults are without the ones that no two
 // images can share.
-var own = []string{"base", "base-format", "compress", "cpus", "firmware", "first-boot-verify", "format", "lock", "memory", "output", "oven", "sha256", "user"}
+var own = []string{"base", "base-format", "compress", "cpus", "disk-size", "firmware", "first-boot-verify", "format", "lock", "memory", "output", "oven", "sha256", "user"}
 
 var single = []string{"lock", "output"}
 
@@ -319,7 +324,7 @@ func (p *parser) image(key *yaml.Node, found settings) Image {
 	im.Oven = cmp.Or(choose("oven", OvenAuto, OvenQEMU, OvenNspawn), OvenAuto)
 	im.Firmware = choose("firmware", oven.FirmwareBIOS, oven.FirmwareUEFI)
 	im.User = text("user")
-	im.Memory, im.CPUs = p.size(found["memory"]), p.count(found["cpus"])
+	im.Memory, im.CPUs, im.DiskSize = p.size(found["memory"]), p.count(found["cpus"]), p.size(found["disk-size"])
 	im.FirstBootVerify, im.Compress = p.yes(found["first-boot-verify"]), p.yes(found["compress"])
 	if im.Compress && im.Format != "" && im.Format != oven.FormatQcow2 {
 		p.wrong(found["compress"].Where, "compress: only a qcow2 output is compressed, and this one is %s", im.Format)

@@ -50,6 +50,7 @@ images:
     user: admin
     memory: 512M
     cpus: 1
+    disk-size: 12G
     compress: true
     driver: 580.95.05
     kernel-arg: pci=realloc
@@ -71,8 +72,8 @@ images:
 		},
 		{
 			Name: "own", Where: at(15, 3), Base: "/images/own.img", SHA256: sum, BaseFormat: "vmdk", Output: "dir/own.qcow2", Format: "qcow2",
-			Oven: "qemu", Firmware: "uefi", User: "admin", Memory: 512, CPUs: 1, Compress: true,
-			Options: []inventory.Option{option("driver", 26, 13, "580.95.05"), option("kernel-arg", 27, 17, "pci=realloc")},
+			Oven: "qemu", Firmware: "uefi", User: "admin", Memory: 512, CPUs: 1, DiskSize: 12288, Compress: true,
+			Options: []inventory.Option{option("driver", 27, 13, "580.95.05"), option("kernel-arg", 28, 17, "pci=realloc")},
 		},
 	}}
 	if !reflect.DeepEqual(got, want) {
@@ -98,6 +99,7 @@ func TestMistakesAreToldWithLineAndColumn(t *testing.T) {
 		"oven":                {image + "    oven: aga\n", `dir/bake.yaml:6:11: oven "aga": it is auto, qemu or nspawn`},
 		"memory":              {image + "    memory: much\n", `dir/bake.yaml:6:13: memory "much": it is a size, as in 2048M or 2G`},
 		"memory above all":    {"memory: 1G\n" + image, "dir/bake.yaml:3:3: image a takes 2048 MiB of memory, and all together may take 1024"},
+		"disk-size":           {image + "    disk-size: 12 GB\n", `dir/bake.yaml:6:16: disk-size "12 GB": it is a size, as in 2048M or 2G`},
 		"cpus":                {image + "    cpus: 0\n", `dir/bake.yaml:6:11: cpus "0": it is a whole number from 1 on`},
 		"a list for one":      {image + "    oven: [qemu, nspawn]\n", "dir/bake.yaml:6:11: oven: one value, not 2"},
 		"no value":            {image + "    driver:\n", "dir/bake.yaml:6:12: driver: it is a word or a list of words"},

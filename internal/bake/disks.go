@@ -28,6 +28,8 @@ type Disks interface {
 	Info(ctx context.Context, d Disk) (DiskInfo, error)
 	// Overlay makes a qcow2 at path that reads what it does not have from base.
 	Overlay(ctx context.Context, base Disk, path string) error
+	// Resize makes a disk of its own larger; bytes are a multiple of 512.
+	Resize(ctx context.Context, d Disk, bytes int64) error
 	// Copy writes to what from holds, without the blocks that hold nothing.
 	Copy(ctx context.Context, from, to Disk, compress bool) error
 }
@@ -76,6 +78,12 @@ func (QEMUImg) Info(ctx context.Context, d Disk) (DiskInfo, error) {
 // Overlay implements Disks.
 func (QEMUImg) Overlay(ctx context.Context, base Disk, path string) error {
 	_, err := qemuImg(ctx, "create", "-q", "-f", oven.FormatQcow2, "-F", base.Format, "-b", base.Path, "--", path)
+	return err
+}
+
+// Resize implements Disks.
+func (QEMUImg) Resize(ctx context.Context, d Disk, bytes int64) error {
+	_, err := qemuImg(ctx, "resize", "-q", "-f", d.Format, "--", d.Path, fmt.Sprint(bytes))
 	return err
 }
 

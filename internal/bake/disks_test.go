@@ -58,6 +58,21 @@ func TestEveryFormatGoesInAndOut(t *testing.T) {
 			t.Errorf("%s: the base was written to", in)
 		}
 	}
+	// Both that an oven takes are made larger, with nothing in what is new.
+	for _, d := range []bake.Disk{{Path: filepath.Join(dir, "qcow2.overlay"), Format: "qcow2"}, {Path: filepath.Join(dir, "own"), Format: "raw"}} {
+		if d.Format == "raw" {
+			if err := q.Copy(ctx, raw, d, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		back := bake.Disk{Path: filepath.Join(dir, "back"), Format: "raw"}
+		if err := errors.Join(q.Resize(ctx, d, 6<<20), q.Copy(ctx, d, back, false)); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, back.Path); got != string(content)+strings.Repeat("\x00", 2<<20) {
+			t.Errorf("%s: %d bytes of another content", d.Format, len(got))
+		}
+	}
 	if _, err := q.Info(ctx, bake.Disk{Path: raw.Path, Format: "qcow2"}); err == nil || !strings.Contains(err.Error(), "qemu-img info: ") {
 		t.Errorf("a raw disk is a qcow2: %v", err)
 	}

@@ -2,7 +2,9 @@ package bake
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
@@ -18,11 +20,25 @@ func tryLock(f *os.File) error {
 // dieWithUs has the kernel end a program when gpuguest is killed.
 func dieWithUs() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
 
-// FreeSpace is how many bytes a user without privileges may still write in a folder.
-func FreeSpace(dir string) (int64, error) {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		return 0, err
+// FreeSpace is how many bytes a user without privileges may still write in a folder, and in which file system.
+func FreeSpace(dir string) (Space, error) {
+	var st syscall.Stat_t
+	var sfs syscall.Statfs_t
+	if err := errors.Join(syscall.Stat(dir, &st), syscall.Statfs(dir, &sfs)); err != nil {
+		return Space{}, err
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return Space{FS: st.Dev, Free: int64(sfs.Bavail) * sfs.Bsize}, nil
+}
+
+// taking is how many bytes the files in a folder take on their disk. What goes away meanwhile takes none.
+func taking(dir string) int64 {
+	total := int64(0)
+	_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		var st syscall.Stat_t
+		if err == nil && syscall.Lstat(path, &st) == nil {
+			total += st.Blocks * 512
+		}
+		return nil
+	})
+	return total
 }

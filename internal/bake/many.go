@@ -3,13 +3,12 @@ package bake
 import (
 	"context"
 	"errors"
-	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"sync"
 
 	"golang.org/x/sync/semaphore"
+
+	"gpuguest/internal/cgroup"
 )
 
 // Result is what became of one image.
@@ -64,18 +63,11 @@ func (b *Baker) All(ctx context.Context, c Config, ended func(Result)) []Result 
 	return results
 }
 
-// freeMemory is what the machine has free, in MiB, less a quarter for everything else; what two images take where it
-// does not tell.
+// freeMemory is what the machine, or the control group that gpuguest is in, has free, in MiB, less a quarter for
+// everything else; what two images take where neither tells.
 func freeMemory() int {
-	if text, err := os.ReadFile("/proc/meminfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			f := strings.Fields(line)
-			if len(f) == 3 && f[0] == "MemAvailable:" {
-				if kb, err := strconv.Atoi(f[1]); err == nil {
-					return max(kb>>10*3/4, 1)
-				}
-			}
-		}
+	if free := cgroup.FreeMemory("/"); free > 0 {
+		return max(int(free>>20)*3/4, 1)
 	}
 	return 2 * DefaultMemory
 }

@@ -2,7 +2,7 @@
 // each a scope of its own. Without them two guests would share one, and each guest's init would take the other's services
 // for its own leftovers.
 //
-// It limits nothing and moves no process: whoever starts a guest writes its process into cgroup.procs of every group.
+// It limits nothing that it is not told to, and moves no process: whoever starts a guest writes its process into cgroup.procs of every group.
 package cgroup
 
 import (

@@ -9,6 +9,7 @@ package oven
 import (
 	"context"
 	"io"
+	"sync"
 )
 
 // Formats of Spec.Disk, by qemu-img's names.
@@ -42,6 +43,9 @@ type Spec struct {
 	CPUs int
 	// User is the login that the one-time key is given to; "" is root.
 	User string
+	// Grow has the root's partition and file system fill the disk, which was made larger than what is on it, before
+	// Start returns. Where that cannot be, the guest boots all the same, and Ungrown says why.
+	Grow bool
 	// Args are more arguments for QEMU, such as a device under test. Ovens without a machine refuse them.
 	Args []string
 	// Log is given what the guest's console says, while it says it; nil for nowhere. It is not written to
@@ -61,6 +65,12 @@ type Guest interface {
 	KnownHosts() string
 	// Console is what the serial console said so far.
 	Console() string
+	// Ungrown is why the root does not fill the disk although Spec.Grow wanted that, "" when it does, or nothing was
+	// wanted.
+	Ungrown() string
+	// Watch returns when the guest has come to a bad end: a *BootError with what its console says of it, at whichever
+	// boot, or how it went off without being told to. It is nil when ctx has ended, or the guest was turned off.
+	Watch(ctx context.Context) error
 	// PowerOff turns the guest off in an orderly way and waits until it is off and its disk is written. It is an
 	// error when it is not off by the end of ctx, or the oven's own limit; the guest then still runs, until Close.
 	PowerOff(ctx context.Context) error
@@ -81,7 +91,23 @@ type Oven interface {
 	Start(ctx context.Context, spec Spec) (Guest, error)
 }
 
-// BootError says that an image did not come as far as to answer over SSH.
+// Watched gives a context that ends when a guest comes to a bad end, which is its cause then, and the function that
+// ends the watching, waits for that and returns what was seen, nil for nothing.
+func Watched(ctx context.Context, g Guest) (context.Context, func() error) {
+	watched, end := context.WithCancelCause(ctx)
+	seen := make(chan error, 1)
+	go func() {
+		err := g.Watch(watched)
+		end(err)
+		seen <- err
+	}()
+	return watched, sync.OnceValue(func() error {
+		end(nil)
+		return <-seen
+	})
+}
+
+// BootError says that an image did not come as far as to answer over SSH, or came to a bad end after it had.
 type BootError struct {
 	// Disk is the image as Spec named it.
 	Disk string

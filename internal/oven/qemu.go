@@ -115,7 +115,10 @@ func (q *QEMU) Start(ctx context.Context, spec Spec) (Guest, error) {
 	for i := 1; ; i++ {
 		err := g.attempt(ctx, m)
 		if err == nil {
-			return g, nil
+			if err = g.grow(ctx); err == nil {
+				return g, nil
+			}
+			return nil, errors.Join(err, g.Close())
 		}
 		if cerr := g.Close(); cerr != nil {
 			return nil, errors.Join(err, cerr)
@@ -203,6 +206,7 @@ func (g *qemuGuest) attempt(ctx context.Context, m machine) error {
 		return err
 	}
 	g.before = g.console.boot()
+	g.leaving.Store(false)
 	if g.proc, err = startQEMU(m, &g.console); err != nil {
 		return err
 	}
@@ -230,6 +234,8 @@ type qemuGuest struct {
 	console  Console
 	before   int64    // bytes that the console had when this boot began
 	proc     *process // nil: never started
+	ungrown  string
+	leaving  atomic.Bool // it is to go off
 }
 
 func (g *qemuGuest) path(name string) string { return filepath.Join(g.spec.Scratch, name) }
@@ -239,14 +245,32 @@ func (g *qemuGuest) User() string           { return Seed{User: g.spec.User}.use
 func (g *qemuGuest) Identity() string       { return g.keys.Identity }
 func (g *qemuGuest) KnownHosts() string     { return g.path("known_hosts") }
 func (g *qemuGuest) Console() string        { return g.console.String() }
+func (g *qemuGuest) Ungrown() string        { return g.ungrown }
+
+// grow does what Spec.Grow asks for, after cloud-init, which does it by itself where it is told nothing else.
+func (g *qemuGuest) grow(ctx context.Context) error {
+	if !g.spec.Grow {
+		return nil
+	}
+	conn, err := guest.Dial(ctx, g.login().Config())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	g.ungrown, err = growRoot(ctx, conn)
+	return err
+}
+
+func (g *qemuGuest) login() Login {
+	return Login{Host: localhost, Port: g.port, User: g.User(), Identity: g.Identity(), KnownHosts: g.KnownHosts(), Grace: g.grace}
+}
 
 // wait waits until the guest answers over SSH, or its console or QEMU says that it never will.
 func (g *qemuGuest) wait(ctx context.Context) error {
 	limit, cancel := context.WithTimeout(ctx, g.patience)
 	defer cancel()
-	login := Login{Host: localhost, Port: g.port, User: g.User(), Identity: g.Identity(), KnownHosts: g.KnownHosts(), Grace: g.grace}
 	answer := make(chan error, 1)
-	go func() { answer <- login.Await(limit) }()
+	go func() { answer <- g.login().Await(limit) }()
 	err := g.watch(ctx, answer)
 	if err != nil {
 		cancel()
@@ -286,6 +310,46 @@ func (g *qemuGuest) watch(ctx context.Context, answer chan error) error {
 			err := g.failed("does not boot: "+d.What, d.Hint, nil)
 			err.again = d.Again
 			return err
+		}
+	}
+}
+
+// maxStarvedBoots is how many boots of a guest that answered once may end for this machine's want of time.
+const maxStarvedBoots = 3
+
+// Watch implements Guest. A boot that ended for want of time, before the system had its disk, is begun anew.
+func (g *qemuGuest) Watch(ctx context.Context) error {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	read, starved := g.before, 0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.proc.done:
+			switch {
+			case g.leaving.Load():
+				return nil
+			case g.proc.err == nil:
+				return g.failed("turned itself off", "the console's last lines say why", nil)
+			}
+			return g.failed("its QEMU has ended", "", fmt.Errorf("%w: %s", g.proc.err, g.proc.complaint()))
+		case <-tick.C:
+		}
+		var news string
+		if news, read = g.console.since(read); news == "" {
+			continue
+		}
+		d, bad := FindDisaster(news)
+		switch {
+		case !bad:
+		case d.Again && starved < maxStarvedBoots:
+			starved++
+			read = g.console.boot()
+			g.proc.command("system_reset")
+		default:
+			g.listenOn(ctx)
+			return g.failed("came to a bad end: "+d.What, d.Hint, nil)
 		}
 	}
 }
@@ -342,6 +406,7 @@ func (g *qemuGuest) PowerOff(ctx context.Context) error {
 	if g.proc == nil {
 		return nil
 	}
+	g.leaving.Store(true)
 	limit := time.NewTimer(g.patience)
 	defer limit.Stop()
 	tick := time.NewTicker(pressEvery)
@@ -369,6 +434,7 @@ func (g *qemuGuest) Close() error {
 	if g.proc == nil {
 		return nil
 	}
+	g.leaving.Store(true)
 	return g.proc.kill()
 }
 

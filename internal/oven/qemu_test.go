@@ -90,6 +90,25 @@ func fakeQEMU(does string, args []string) int {
 			return 91
 		}
 	}
+	go func() {
+		for ; ; time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Stat("cue"); err == nil {
+				break
+			}
+		}
+		switch does {
+		case "panics-later":
+			fmt.Fprint(console, "reboot: Restarting system\r\nKernel panic - not syncing: VFS: Unable to mount root fs\r\n")
+		case "starved-later":
+			fmt.Fprint(console, "Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug\r\n")
+		case "off-later":
+			fmt.Fprintln(console, "reboot: Power down")
+			os.Exit(0)
+		case "dies-later":
+			fmt.Fprintln(os.Stderr, "qemu-system-x86_64: out of memory")
+			os.Exit(1)
+		}
+	}()
 	presses := 0
 	for in := json.NewDecoder(os.Stdin); ; {
 		var c struct {
@@ -99,8 +118,11 @@ func fakeQEMU(does string, args []string) int {
 			return 92
 		}
 		fmt.Println(`{"return": {}}`)
-		if c.Execute == "system_powerdown" {
+		switch c.Execute {
+		case "system_powerdown":
 			presses++
+		case "system_reset":
+			fmt.Fprintln(console, "it came up again")
 		}
 		if does != "deaf" && presses > 0 {
 			fmt.Fprintln(console, "reboot: Power down")
@@ -296,6 +318,56 @@ func TestAnImageThatDoesNotComeUpIsNamed(t *testing.T) {
 		}
 		if want.cause == nil && boot.Cause != nil || want.cause != nil && !errors.Is(err, want.cause) {
 			t.Errorf("%s: cause %v", does, boot.Cause)
+		}
+	}
+}
+
+// TestABadEndAfterTheLoginIsSeen: at the reboot of an installation, say. A guest whose boot starved is started anew, and
+// one that is turned off has not come to a bad end.
+func TestABadEndAfterTheLoginIsSeen(t *testing.T) {
+	for does, want := range map[string]string{
+		"panics-later":  "came to a bad end: kernel panic: VFS: Unable to mount root fs",
+		"off-later":     "turned itself off",
+		"dies-later":    "its QEMU has ended: exit status 1: qemu-system-x86_64: out of memory",
+		"starved-later": "",
+		"boots":         "",
+	} {
+		q, spec := fakeOven(t, does)
+		g, err := q.Start(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, unwatch := Watched(t.Context(), g)
+		if err := os.WriteFile(filepath.Join(filepath.Dir(spec.Disk), "cue"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if want == "" {
+			for does == "starved-later" && !strings.Contains(g.Console(), "it came up again") && ctx.Err() == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if err := g.PowerOff(ctx); err != nil {
+				t.Errorf("%s: %v", does, err)
+			}
+			if err := unwatch(); err != nil {
+				t.Errorf("%s: %v", does, err)
+			}
+		} else {
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Second):
+				t.Errorf("%s: nobody saw it", does)
+			}
+			err := unwatch()
+			var boot *BootError
+			if !errors.As(err, &boot) || !errors.Is(context.Cause(ctx), err) || err.Error() != spec.Disk+": "+want {
+				t.Errorf("%s: %v, the cause is %v", does, err, context.Cause(ctx))
+			}
+			if boot != nil && does == "panics-later" && !strings.Contains(boot.Tail, "Kernel panic - not syncing: VFS") {
+				t.Errorf("it quotes %q", boot.Tail)
+			}
+		}
+		if err := g.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -4,6 +4,7 @@
 #
 #   boot.sh DISK SCRATCH NSPAWN…
 #
+# Where SCRATCH/grow.sh is, the root is made to fill the disk; what it says why that cannot be goes to SCRATCH/ungrown.
 # SCRATCH/run is seen in the guest as /run/gpuguest-oven; SCRATCH/system, as /run/systemd/system, holds the unit of
 # the oven's own sshd. NSPAWN… is the beginning of systemd-nspawn's command line. The loop device's name goes to
 # SCRATCH/loop, why this oven cannot do it to SCRATCH/unfit, with exit status 78 (EX_CONFIG).
@@ -53,6 +54,16 @@ for p in $parts; do
 	umount "$root"
 done
 [ -n "$rootpart" ] || unfit "no file system with /etc/os-release at its top is in the image, which holds:$seen; what is in LVM, in LUKS or in a subvolume needs the oven qemu"
+
+if [ -e "$scratch/grow.sh" ]; then
+	# shellcheck source=internal/oven/grow.sh
+	. "$scratch/grow.sh"
+	if grow "${rootpart#/dev/}" "$root" "$type" >"$scratch/growing"; then
+		rm "$scratch/growing"
+	else
+		mv "$scratch/growing" "$scratch/ungrown"
+	fi
+fi
 
 # partition SPEC: the partition that a line of fstab means.
 partition() {

@@ -1,13 +1,11 @@
 package nspawn
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	_ "embed"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -49,10 +48,10 @@ const offLimit = 3 * time.Minute
 const goneLimit = 10 * time.Minute
 
 // Oven is the oven.
-type Oven struct{}
+type Oven struct{ cpus *cpus }
 
 // New makes one.
-func New() Oven { return Oven{} }
+func New() Oven { return Oven{&cpus{}} }
 
 // Name implements oven.Oven.
 func (Oven) Name() string { return "nspawn" }
@@ -62,7 +61,7 @@ func (Oven) HostKernel() bool { return true }
 
 // needs are the programs of this machine that the oven starts, and Debian's packages of them.
 var needs = []struct{ program, pkg string }{
-	{"systemd-nspawn", "systemd-container"}, {"unshare", "util-linux"}, {"losetup", "mount"}, {"mount", "mount"}, {"partx", "util-linux"}, {"blkid", "util-linux"},
+	{"systemd-nspawn", "systemd-container"}, {"unshare", "util-linux"}, {"losetup", "mount"}, {"mount", "mount"}, {"partx", "util-linux"}, {"taskset", "util-linux"}, {"blkid", "util-linux"},
 }
 
 // Usable implements oven.Oven.
@@ -90,13 +89,19 @@ type Guest struct {
 	ssh                   net.Listener
 	pipes                 pipes
 	tasks                 sync.WaitGroup
-	console               *console
+	console               oven.Console
 	groups                []string
 	identity              string
+	grow                  bool
+	memory                int   // MiB, 0 no limit
+	processors            []int // that it runs on, nil all
+	cpus                  *cpus // that they are given back to
 
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the container is gone
 	err  error         // how it ended, once done is closed
+
+	leaving atomic.Bool // it is to go off
 
 	closing sync.Once
 	release func() error // of all that was made for the guest, once it is gone
@@ -104,18 +109,23 @@ type Guest struct {
 }
 
 // Start implements oven.Oven.
-func (Oven) Start(ctx context.Context, spec oven.Spec) (oven.Guest, error) {
+func (o Oven) Start(ctx context.Context, spec oven.Spec) (oven.Guest, error) {
 	switch {
 	case len(spec.Args) > 0:
 		return nil, errors.New("it has no machine that arguments for QEMU could be given to")
 	case spec.Format != oven.FormatRaw:
 		return nil, fmt.Errorf("a disk of format %s: it mounts raw ones", spec.Format)
 	}
-	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, console: &console{also: spec.Log}, done: make(chan struct{})}
+	g := &Guest{disk: spec.Disk, dir: spec.Scratch, user: spec.User, grow: spec.Grow, memory: spec.Memory, cpus: o.cpus, done: make(chan struct{})}
+	g.console.Log = spec.Log
 	if g.user == "" {
 		g.user = "root"
 	}
-	err := g.start(ctx)
+	var err error
+	if g.processors, err = g.cpus.take(spec.CPUs); err != nil {
+		return nil, err
+	}
+	err = g.start(ctx)
 	if err == nil {
 		err = g.wait(ctx)
 	}
@@ -147,6 +157,15 @@ func (g *Guest) KnownHosts() string { return g.path("known_hosts") }
 
 // Console implements oven.Guest.
 func (g *Guest) Console() string { return g.console.String() }
+
+// Ungrown implements oven.Guest.
+func (g *Guest) Ungrown() string {
+	why, err := os.ReadFile(g.path("ungrown"))
+	if err != nil {
+		return "" // there is none
+	}
+	return oven.LastLine(string(why))
+}
 
 func (g *Guest) start(ctx context.Context) error {
 	// What is let go of at the end is let go of also when the user does not want to go on.
@@ -244,10 +263,11 @@ ExecStopPost=/bin/sh /run/gpuguest-oven/teardown.sh
 			return err
 		}
 	}
-	for _, f := range []struct {
+	type file struct {
 		name, text string
 		mode       os.FileMode
-	}{
+	}
+	all := []file{
 		{"boot.sh", bootScript, 0o600},
 		{"run/setup.sh", setupScript, 0o644},
 		{"run/teardown.sh", teardownScript, 0o644},
@@ -255,7 +275,11 @@ ExecStopPost=/bin/sh /run/gpuguest-oven/teardown.sh
 		{"run/host_key", keys.HostPrivate, 0o600},
 		{"run/authorized_keys", keys.Authorized + "\n", 0o644},
 		{"system/gpuguest-oven.service", unit, 0o644},
-	} {
+	}
+	if g.grow {
+		all = append(all, file{"grow.sh", oven.GrowScript, 0o600})
+	}
+	for _, f := range all {
 		if err := os.WriteFile(g.path(f.name), []byte(f.text), f.mode); err != nil {
 			return err
 		}
@@ -280,10 +304,33 @@ func (g *Guest) joinGroups() error {
 		return nil
 	}
 	var err error
-	if g.groups, err = cgroup.Make(g.name); err != nil {
+	g.groups, err = cgroup.Make(g.name)
+	if err = errors.Join(err, os.WriteFile(g.path("groups"), []byte(strings.Join(g.groups, "\n")), 0o600)); err != nil || g.memory == 0 {
 		return err
 	}
-	return os.WriteFile(g.path("groups"), []byte(strings.Join(g.groups, "\n")), 0o600)
+	_, err = cgroup.LimitMemory(g.groups, int64(g.memory)<<20)
+	return err
+}
+
+// nspawn is the beginning of systemd-nspawn's command line. A machine with systemd gives the container a scope of its own,
+// which has its limit; without, it is in the groups that were made for it.
+func (g *Guest) nspawn(systemd bool) []string {
+	var args []string
+	if len(g.processors) > 0 {
+		args = append(args, "taskset", "--cpu-list", cpuList(g.processors))
+	}
+	args = append(args, "systemd-nspawn", "--quiet", "--boot", "--register=no", "--settings=no", "--machine="+g.name,
+		"--network-namespace-path="+g.path("netns"), "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe")
+	switch {
+	case !systemd:
+		args = append(args, "--keep-unit")
+	default:
+		args = append(args, "--property=DeviceAllow=block-loop rwm", "--property=DeviceAllow=block-blkext rwm")
+		if g.memory > 0 {
+			args = append(args, fmt.Sprintf("--property=MemoryMax=%dM", g.memory))
+		}
+	}
+	return args
 }
 
 // boot starts the container. All of it is in a process name space whose first process dies when this one does, and
@@ -293,14 +340,7 @@ func (g *Guest) boot() error {
 	if err := os.WriteFile(netns, nil, 0o600); err != nil {
 		return err
 	}
-	args := []string{g.ns.path(), netns, g.path("boot.sh"), g.disk, g.dir,
-		"systemd-nspawn", "--quiet", "--boot", "--register=no", "--settings=no", "--machine=" + g.name,
-		"--network-namespace-path=" + netns, "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"}
-	if hasSystemd() {
-		args = append(args, "--property=DeviceAllow=block-loop rwm", "--property=DeviceAllow=block-blkext rwm")
-	} else {
-		args = append(args, "--keep-unit")
-	}
+	args := append([]string{g.ns.path(), netns, g.path("boot.sh"), g.disk, g.dir}, g.nspawn(hasSystemd())...)
 	// The network name space is found by a name of its own, as /proc is another in the process name space.
 	join := `mount --bind "$1" "$2" && shift 2 && exec unshare --pid --fork --kill-child --mount-proc sh "$@"`
 	if len(g.groups) > 0 {
@@ -309,7 +349,7 @@ func (g *Guest) boot() error {
 	g.cmd = exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", join, "sh"}, args...)...)
 	// A guest of Debian 13 does not start on control groups of the first kind.
 	g.cmd.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "LC_ALL=C")
-	g.cmd.Stdout, g.cmd.Stderr = g.console, g.console
+	g.cmd.Stdout, g.cmd.Stderr = &g.console, &g.console
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	g.cmd.WaitDelay = 10 * time.Second
 	if err := g.cmd.Start(); err != nil {
@@ -345,21 +385,38 @@ func (g *Guest) wait(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		}
-		return &oven.BootError{Disk: g.disk, What: "its system started and lets nobody in", Tail: g.console.tail(), Cause: err}
+		return &oven.BootError{Disk: g.disk, What: "its system started and lets nobody in", Tail: g.tail(), Cause: err}
 	case <-g.done:
 		cancel()
 		<-over
 		if why, err := os.ReadFile(g.path("unfit")); err == nil {
 			return &UnfitError{strings.TrimSpace(string(why))}
 		}
-		return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.console.tail(), Cause: g.err}
+		return &oven.BootError{Disk: g.disk, What: "does not boot: it went off", Tail: g.tail(), Cause: g.err}
 	}
+}
+
+func (g *Guest) tail() string { return oven.Tail(g.Console(), 15) }
+
+// Watch implements oven.Guest. The kernel is this machine's, whose end is everybody's; what is watched is that the
+// guest is there.
+func (g *Guest) Watch(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-g.done:
+	}
+	if g.leaving.Load() {
+		return nil
+	}
+	return &oven.BootError{Disk: g.disk, What: "went off by itself", Tail: g.tail(), Cause: g.err}
 }
 
 // PowerOff implements oven.Guest.
 func (g *Guest) PowerOff(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, offLimit, fmt.Errorf("the guest did not go off within %s", offLimit))
 	defer cancel()
+	g.leaving.Store(true)
 	// systemd-nspawn asks the guest's init to halt when it is asked to end.
 	pid := g.cmd.Process.Pid
 	for range 2 { // unshare, boot.sh, systemd-nspawn
@@ -405,6 +462,7 @@ func (g *Guest) Close() error {
 }
 
 func (g *Guest) close() error {
+	g.leaving.Store(true)
 	if g.cmd != nil && g.cmd.Process != nil {
 		_ = g.cmd.Process.Kill() // an error says that it is gone
 	}
@@ -429,6 +487,7 @@ func (g *Guest) letGo(ctx context.Context) error {
 	for _, group := range g.groups {
 		errs = append(errs, cgroup.Remove(ctx, group))
 	}
+	g.cpus.give(g.processors)
 	return errors.Join(errs...)
 }
 
@@ -483,33 +542,4 @@ func (Oven) Clean(ctx context.Context, scratch string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// console keeps what the guest's console says.
-type console struct {
-	mu   sync.Mutex
-	buf  bytes.Buffer
-	also io.Writer
-}
-
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.also != nil {
-		if _, err := c.also.Write(p); err != nil {
-			return 0, err
-		}
-	}
-	return c.buf.Write(p)
-}
-
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.buf.String()
-}
-
-func (c *console) tail() string {
-	l := strings.Split(strings.TrimRight(c.String(), "\r\n"), "\n")
-	return strings.Join(l[max(0, len(l)-15):], "\n")
 }
