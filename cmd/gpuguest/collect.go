@@ -96,7 +96,7 @@ func (a *app) collect(ctx context.Context, output string) error {
 		checks := "printf '== guest/checks.txt\\n'\n( sh -c " + sh.Quote(plan.Checks(p.Distro, p.Items(), mark)) + " ) 2>&1 </dev/null | tail -c 1000000 | sed 's/^/|/'\n"
 		script = strings.Replace(script, "echo '== end'\n", checks+"echo '== end'\n", 1)
 	}
-	said, err := a.askAll(ctx, conn, script)
+	said, err := askAll(ctx, conn, script)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (a *app) collect(ctx context.Context, output string) error {
 		}
 		files = append(files, bundle.File{Name: name, Data: data, Notes: said[name].Reasons})
 		if bundle.IsLog(name) {
-			v, err := diagnosis.Read(name, bytes.NewReader(data))
+			v, err := readSection(name, name, bytes.NewReader(data))
 			if err != nil {
 				return err
 			}
@@ -173,13 +173,24 @@ func collectPlan(f facts.Facts) (plan.Plan, error) {
 	return p, err
 }
 
-// askAll runs the script that prints everything and cuts what it printed into its sections.
-func (a *app) askAll(ctx context.Context, conn *guest.Conn, script string) (map[string]facts.Section, error) {
+// maxAsking is how long a guest may take to say everything. Each section has its own limit, which is far below it.
+const maxAsking = 15 * time.Minute
+
+// askAll runs the script that prints everything and cuts what it printed into its sections. What came before a guest
+// fell silent counts; the last section then says that it, and what would follow, is missing.
+func askAll(ctx context.Context, conn *guest.Conn, script string) (map[string]facts.Section, error) {
+	const head = "gpuguest-collect 1"
 	all := &bounded{left: maxBundle}
-	if _, err := conn.Run(ctx, guest.Command{Script: script, Stdout: all, Timeout: 15 * time.Minute}); err != nil {
-		return nil, err
+	_, err := conn.Run(ctx, guest.Command{Script: script, Stdout: all, Timeout: maxAsking})
+	raw := all.buf.Bytes()
+	if err != nil {
+		if ctx.Err() != nil || !errors.Is(err, guest.ErrTimeout) {
+			return nil, err
+		}
+		whole := bytes.LastIndexByte(raw, '\n') + 1
+		raw = append(raw[:whole:whole], "== rest\n!"+err.Error()+"\n== end\n"...)
 	}
-	said, err := facts.Sections(all.buf.Bytes(), "gpuguest-collect 1")
+	said, err := facts.Sections(raw, head)
 	if err != nil {
 		return nil, fmt.Errorf("collect: %w", err)
 	}
@@ -233,7 +244,7 @@ func (a *app) printManifest(output string, m bundle.Manifest) error {
 func readBundle(name string, f io.Reader) ([]diagnosis.Verdict, bool, error) {
 	var found []diagnosis.Verdict
 	ok, err := bundle.Logs(f, func(entry string, text io.Reader) error {
-		v, err := diagnosis.Read(name+":"+entry, text)
+		v, err := readSection(entry, name+":"+entry, text)
 		found = append(found, v...)
 		return err
 	})

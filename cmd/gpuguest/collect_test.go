@@ -15,10 +15,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"gpuguest/internal/bundle"
+	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/guest/guesttest"
 )
 
@@ -188,10 +190,11 @@ E`)
 		"logs/kernel.log":                      "BAR1 is 0M @ 0x0 (PCI:0000:0a:00.0)",
 		"logs/apt-term.log":                    "Unable to locate package nvidia-open-580",
 		"logs/apt-term-before.txt":             "linux-headers-6.1.0-1-amd64",
-		"logs/apt-history.log":                 "Requested-By: [user-",
+		"logs/apt-history.txt":                 "Requested-By: [user-",
 		"logs/dkms-make-1.log":                 "No rule to make target",
 		"logs/nvidia-installer.log":            "a key or certificate was left out",
-		"logs/jobs/driver-0123456789ab-1.log":  "[secret-",
+		"logs/last-job.log":                    "[secret-",
+		"logs/jobs/driver-0123456789ab-1.txt":  "[secret-",
 		"logs/jobs/driver-0123456789ab-1.exit": "100",
 		"guest/nvidia-smi-q.txt":               "Product Name                          : Tesla T4",
 		"guest/nvidia-smi.txt":                 "(exit 6)",
@@ -286,5 +289,78 @@ func TestFixChangesNothingForWhatIsNotInTheGuest(t *testing.T) {
 	}
 	if left, err := os.ReadDir(filepath.Join(g.shell.Dir, "state")); err != nil || len(left) != 0 {
 		t.Errorf("it left %v, %v", left, err)
+	}
+}
+
+// A guest that failed once and is well now: what stands in the logs of earlier boots, runs and jobs is for a person to
+// read, and is no verdict of today. The guest itself and its bundle are judged alike.
+func TestBundleOfAGuestThatIsWellAgainHasNoVerdict(t *testing.T) {
+	t.Parallel()
+	g := quietGuest(t)
+	g.shell.Tool("journalctl", `case "$*" in *" -b -1"*) echo "NVRM: BAR1 is 0M @ 0x0 (PCI:0000:0a:00.0)" ;; esac`)
+	const job = "var/lib/gpuguest/jobs/"
+	failed := "E: Sub-process /usr/bin/dpkg returned an error code (1)\n"
+	g.write(t, map[string]string{
+		"var/log/dnf.log":                                   recordedLog(t, "dnf-no-dkms.dnf.log") + recordedLog(t, "clean-dnf.log"),
+		"var/log/zypper.log":                                recordedLog(t, "zypper-needs.zypper.log.gz") + recordedLog(t, "clean-zypper.log.gz"),
+		"var/log/zypp/history":                              recordedLog(t, "zypper-disk-full.history.txt") + recordedLog(t, "clean-zypp-history.txt"),
+		"var/log/apt/history.log":                           "Error: Sub-process /usr/bin/dpkg returned an error code (1)\n",
+		"var/lib/dkms/nvidia/580/6.1.0/x86_64/log/make.log": "(bad exit status: 2)\n",
+		job + "driver-0123456789ab/1/log":                   failed,
+		job + "driver-0123456789ab/2/log":                   "gpuguest: already so\n",
+	})
+	past := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(filepath.Join(g.root, job+"driver-0123456789ab/1/log"), past, past); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "g.tar.gz")
+	if code, out, progress := command(t, append([]string{"collect", "-o", file}, g.flags...)...); code != exitDone {
+		t.Fatalf("exit %d: %s%s", code, out, progress)
+	}
+	all := unpacked(t, file)
+	for name, want := range map[string]string{
+		"logs/dnf.txt": "nothing provides dkms", "logs/kernel-of-the-boot-before.log": "BAR1 is 0M", "logs/jobs/driver-0123456789ab-1.txt": failed, "logs/dkms-built-1.txt": "bad exit",
+	} {
+		if !strings.Contains(all[name], want) {
+			t.Errorf("%s: %q is not in it: %q", name, want, all[name])
+		}
+	}
+	if got := all["verdicts.txt"]; strings.Contains(got, "(fatal") || strings.Contains(got, "(warn") || !strings.Contains(got, "in an earlier boot") {
+		t.Errorf("the bundle's own verdicts: %s", got)
+	}
+	for _, of := range [][]string{{"--log", file}, g.flags} {
+		if code, out, progress := command(t, append([]string{"diagnose"}, of...)...); code != exitDone || out != "nothing known is wrong\n" {
+			t.Errorf("%q: exit %d: %s%s", of[0], code, out, progress)
+		}
+	}
+}
+
+// A program that hangs in the driver answers no signal. It is given up and named, and what the others said is judged.
+func TestAHungProgramIsLeftBehind(t *testing.T) {
+	t.Parallel()
+	g := quietGuest(t)
+	g.shell.Env = append(g.shell.Env, "GPUGUEST_LIMIT=1")
+	g.shell.Tool("dmesg", "echo 'NVRM: Xid (PCI:0000:0a:00): 79, pid=1, GPU has fallen off the bus.'")
+	g.shell.Tool("nvidia-smi", "trap '' TERM; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 0.5; done")
+	code, out, progress := command(t, append([]string{"diagnose", "--json"}, g.flags...)...)
+	var said struct {
+		Verdicts []diagnosis.Verdict
+		Unread   []string
+	}
+	if err := json.Unmarshal([]byte(out), &said); err != nil || code != exitVerify {
+		t.Fatalf("exit %d, %v: %s%s", code, err, out, progress)
+	}
+	if len(said.Verdicts) == 0 || said.Verdicts[0].Where != diagnosis.Hardware || len(said.Unread) != 1 || !strings.HasPrefix(said.Unread[0], "nvidia-smi: given up after ") {
+		t.Errorf("%s", out)
+	}
+	if !slices.ContainsFunc(said.Verdicts, func(v diagnosis.Verdict) bool { return v.ID == "smi-hung" }) {
+		t.Errorf("that nvidia-smi hangs is no finding: %s", out)
+	}
+	file := filepath.Join(t.TempDir(), "g.tar.gz")
+	if code, out, progress := command(t, append([]string{"collect", "-o", file}, g.flags...)...); code != exitDone {
+		t.Fatalf("exit %d: %s%s", code, out, progress)
+	}
+	if all := unpacked(t, file); !strings.Contains(all["verdicts.txt"], "xid-79") || !strings.Contains(all["verdicts.txt"], "smi-hung") || !strings.Contains(all["guest/nvidia-smi.txt"], "did not answer within") {
+		t.Errorf("%s%s", all["verdicts.txt"], all["guest/nvidia-smi.txt"])
 	}
 }

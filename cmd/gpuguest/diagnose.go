@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
-	"time"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"gpuguest/assets"
+	"gpuguest/internal/bundle"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/diagnosis"
 	"gpuguest/internal/engine"
@@ -19,62 +22,38 @@ import (
 	"gpuguest/internal/guest"
 	"gpuguest/internal/plan"
 	"gpuguest/internal/remedy"
-	"gpuguest/internal/sh"
 	"gpuguest/steps"
 )
 
-// guestLog is a log that a guest is asked for: a name for the verdicts, and the script that prints it, at most
-// 4 MB of its end. One that is not there prints nothing. $R stands before the paths of the guest's files.
-type guestLog struct {
-	name, script string
-	now          bool // it tells of this boot and of nothing before
-	past         bool // it tells of an earlier boot, whose kernel said what this one need not say
+// sources are the sections of assets.Collect that a diagnosis goes by, where a verdict calls them something else than
+// their names.
+var sources = map[string]string{
+	"logs/kernel.log":                      "kernel log",
+	"guest/nvidia-smi.txt":                 "nvidia-smi",
+	"logs/unit-nvidia-persistenced.log":    "persistence daemon",
+	"logs/unit-nvidia-fabricmanager.log":   "fabric manager",
+	"logs/apt-term.log":                    "apt's log",
+	"logs/zypp-history.log":                "zypp's history",
+	"logs/last-job.log":                    "gpuguest's last job",
+	"logs/last-job-of-the-boot-before.log": "gpuguest's last job, before the boot",
 }
 
-// lastJob is sh that prints the log of the last step that changed something, if the boot in which it began compares
-// so with the present one.
-func lastJob(compares string) string {
-	return `f=$(ls -t "$R"/var/lib/gpuguest/jobs/*/*/log 2>/dev/null | head -n 1); [ -n "$f" ] || exit 0
-is=$(cat "${GPUGUEST_BOOT_ID:-/proc/sys/kernel/random/boot_id}"); was=$(cat "${f%/log}/boot" 2>/dev/null) || was=$is
-[ "$was" ` + compares + ` "$is" ] || exit 0
-tail -c 4000000 "$f"`
+// sourceName is what the verdicts of a section of a guest's answer call it.
+func sourceName(section string) string {
+	switch name := sources[section]; {
+	case name != "":
+		return name
+	case strings.HasPrefix(section, "logs/dkms-make-"):
+		return "dkms make.log"
+	}
+	return strings.TrimPrefix(section, "logs/")
 }
 
-// changing are the commands of dnf and zypper of which a failure counts. What only asks, or is run by a timer, comes
-// after them without saying anything of them.
-const changing = `[" '](install|in|reinstall|upgrade|update|up|dup|dist-upgrade|downgrade|distro-sync|remove|rm|erase|swap|module|localinstall|group)[" ']`
-
-// lastRun is sh that prints the last run in file of a package manager that met did, a pattern of awk: what an earlier
-// one failed at may long be put right. A run begins at a line that holds begins.
-func lastRun(file, begins, did string) string {
-	return `f=$R` + file + `; [ -r "$f" ] || exit 0
-tail -c 4000000 "$f" | awk ` + sh.Quote(`
-index($0, "`+begins+`") { if (did) { from = began; to = NR - 1 } began = NR; did = 0 }
-{ line[NR] = $0 }
-`+did+` { did = 1 }
-END { if (did) { from = began + !began; to = NR } for (i = from; from && i <= to; i++) print line[i] }`)
-}
-
-var guestLogs = []guestLog{
-	{name: "kernel log", script: `dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o short-monotonic 2>/dev/null || true`, now: true},
-	{name: "nvidia-smi", script: `command -v nvidia-smi >/dev/null 2>&1 || exit 0; timeout 60 nvidia-smi 2>&1 || true`, now: true},
-	{name: "persistence daemon", script: `journalctl -u nvidia-persistenced -b -q --no-pager -n 200 2>/dev/null || true`, now: true},
-	{name: "fabric manager", script: `journalctl -u nvidia-fabricmanager -b -q --no-pager -n 200 2>/dev/null || true`, now: true},
-	// Its own file tells what the journal does not once it has started (NVIDIA fabric manager user guide, LOG_FILE_NAME).
-	{name: "fabricmanager.log", script: `[ ! -e "$R/var/log/fabricmanager.log" ] || tail -n 200 "$R/var/log/fabricmanager.log"`},
-	{name: "dkms make.log", script: `for f in "$R"/var/lib/dkms/*nvidia*/*/build/make.log; do [ ! -e "$f" ] || tail -c 1000000 "$f"; done`},
-	{name: "apt's log", script: `f=$R/var/log/apt/term.log; [ -e "$f" ] || exit 0; n=$(grep -n '^Log started:' "$f" | tail -n 1 | cut -d : -f 1); tail -n "+${n:-1}" "$f" | tail -c 4000000`},
-	// dnf 4 and what rpm told it, which stands in a file of its own; dnf 5. yum 3 keeps no failure in a log.
-	{name: "dnf.log", script: lastRun("/var/log/dnf.log", "--- logging initialized ---", `/ Command: / && /`+changing+`/`)},
-	{name: "dnf.rpm.log", script: lastRun("/var/log/dnf.rpm.log", "--- logging initialized ---", `!/ logging initialized ---/`)},
-	{name: "dnf5.log", script: lastRun("/var/log/dnf5.log", "DNF5 launched with arguments: ", `/DNF5 launched with arguments: / && /`+changing+`/`)},
-	{name: "zypper.log", script: lastRun("/var/log/zypper.log", "===== Hi, me zypper", `/===== .zypper. / && /`+changing+`/`)},
-	{name: "zypp's history", script: lastRun("/var/log/zypp/history", "|command|", `/[|]command[|]/ && /`+changing+`/`)},
-	{name: "nvidia-installer.log", script: `[ ! -e "$R/var/log/nvidia-installer.log" ] || tail -c 4000000 "$R/var/log/nvidia-installer.log"`},
-	{name: "cuda-installer.log", script: `[ ! -e "$R/var/log/cuda-installer.log" ] || tail -c 4000000 "$R/var/log/cuda-installer.log"`},
-	{name: "gpuguest's last job", script: lastJob("=")},
-	{name: "gpuguest's last job, before the boot", script: lastJob("!="), past: true},
-}
+// How much of assets.Collect a diagnosis asks for.
+const (
+	sectionsNow  = "now"  // what tells of this boot and of nothing before
+	sectionsLogs = "logs" // that, and what goes further back
+)
 
 func newDiagnose(a *app) *cobra.Command {
 	var logs []string
@@ -106,33 +85,32 @@ install and count with --fix only; give those that the guest was installed with.
 			case len(logs) > 0 && fix:
 				return errors.New("--fix goes with --host: a file cannot be mended")
 			case len(logs) > 0:
-				found, err := readLogs(logs)
+				all, err := readLogs(logs)
 				if err != nil {
 					return err
 				}
-				return a.printVerdicts(diagnosis.Rank(found), nil)
+				return a.printVerdicts(verdicts{all: diagnosis.Rank(all)})
 			}
 			if err := checkWant(w); err != nil {
 				return err
 			}
-			now, before, f, err := a.guestVerdicts(c.Context())
+			g, err := a.guestVerdicts(c.Context())
 			if err != nil {
 				return err
 			}
-			all := diagnosis.Rank(slices.Concat(now, before))
-			var lines []string
-			for i := range all {
-				all[i] = remedy.After(all[i], f)
-				if lines == nil && !all[i].Past {
-					lines = advice(all[i], f)
+			d := verdicts{all: diagnosis.Rank(slices.Concat(g.now, g.before)), unread: g.unread}
+			for i := range d.all {
+				d.all[i] = remedy.After(d.all[i], g.facts)
+				if d.advice == nil && !d.all[i].Past {
+					d.advice = advice(d.all[i], g.facts)
 				}
 			}
-			if !fix || !mendable(all) {
-				return a.printVerdicts(all, lines)
+			if !fix || !mendable(d.all) {
+				return a.printVerdicts(d)
 			}
 			if !a.json {
 				// What is fatal now may not be in a minute: the run's own result counts.
-				_ = a.printVerdicts(all, lines)
+				_ = a.printVerdicts(d)
 			}
 			w = settle(w)
 			w.Reboot = b.reboot
@@ -141,7 +119,7 @@ install and count with --fix only; give those that the guest was installed with.
 				return err
 			}
 			return a.converge(c.Context(), b, files, func(f facts.Facts) (plan.Plan, error) { return mendPlan(f, w) },
-				mending(engine.AllRemedies, &w), func(cfg *engine.Config) { cfg.First, cfg.Look = diagnosis.Rank(now), lookNow })
+				mending(engine.AllRemedies, &w), func(cfg *engine.Config) { cfg.First, cfg.Look = diagnosis.Rank(g.now), lookNow })
 		},
 	}
 	a.addReach(c)
@@ -201,87 +179,120 @@ func readLog(name string, f *os.File) ([]diagnosis.Verdict, error) {
 	return diagnosis.Read(name, f)
 }
 
-// guestVerdicts reads the guest's logs: those of this boot, and those that go further back. What was tried there
-// is in its facts.
-func (a *app) guestVerdicts(ctx context.Context) (now, before []diagnosis.Verdict, f facts.Facts, err error) {
-	conn, err := a.dial(ctx)
-	if err != nil {
-		return nil, nil, f, err
-	}
-	defer conn.Close()
-	if _, f, err = ask(ctx, conn); err != nil {
-		return nil, nil, f, err
-	}
-	for _, l := range guestLogs {
-		v, err := readGuestLog(ctx, conn, l)
-		if err != nil {
-			return nil, nil, f, err
-		}
-		if l.now {
-			now = append(now, v...)
-		} else {
-			before = append(before, v...)
-		}
-	}
-	return now, before, f, nil
+// found is what a diagnosis finds in a guest.
+type found struct {
+	facts       facts.Facts
+	now, before []diagnosis.Verdict // in what tells of this boot alone; in what goes further back
+	unread      []string            // sources that did not answer, and why
 }
 
-func readGuestLog(ctx context.Context, conn *guest.Conn, l guestLog) ([]diagnosis.Verdict, error) {
-	res, err := conn.Run(ctx, guest.Command{Script: "R=${GPUGUEST_ROOT:-}\n" + l.script, Timeout: 2 * time.Minute})
+// guestVerdicts reads the guest's logs. What was tried there is in its facts.
+func (a *app) guestVerdicts(ctx context.Context) (found, error) {
+	conn, err := a.dial(ctx)
 	if err != nil {
-		return nil, err
+		return found{}, err
 	}
-	found, err := diagnosis.Read(l.name, bytes.NewReader(res.Stdout))
-	for i := range found {
-		if l.past {
-			found[i].Past, found[i].Severity = true, diagnosis.Info
+	defer conn.Close()
+	_, f, err := ask(ctx, conn)
+	if err != nil {
+		return found{}, err
+	}
+	all, err := readGuest(ctx, conn, sectionsLogs)
+	all.facts = f
+	return all, err
+}
+
+// readGuest reads the logs of a guest.
+func readGuest(ctx context.Context, conn *guest.Conn, sections string) (found, error) {
+	var all found
+	said, err := askAll(ctx, conn, "GPUGUEST_SECTIONS="+sections+"\n"+assets.Collect)
+	if err != nil {
+		return all, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(said)) {
+		for _, why := range said[name].Reasons {
+			// A log of which only the end counts is read all the same.
+			if !strings.HasPrefix(why, "the last ") {
+				all.unread = append(all.unread, sourceName(name)+": "+why)
+			}
+		}
+		if !bundle.IsLog(name) {
+			continue
+		}
+		v, err := readSection(name, sourceName(name), bytes.NewReader(text(said[name])))
+		if err != nil {
+			return all, err
+		}
+		if isNow(name) {
+			all.now = append(all.now, v...)
+		} else {
+			all.before = append(all.before, v...)
 		}
 	}
-	return found, err
+	return all, nil
+}
+
+// isNow tells which sections tell of this boot and of nothing before.
+func isNow(section string) bool {
+	return section == "logs/kernel.log" || section == "guest/nvidia-smi.txt" || strings.HasPrefix(section, "logs/unit-")
+}
+
+// readSection reads a log of a guest or of a bundle.
+func readSection(section, source string, text io.Reader) ([]diagnosis.Verdict, error) {
+	all, err := diagnosis.Read(source, text)
+	for i, v := range all {
+		if bundle.IsPast(section) && !v.Past {
+			all[i] = v.Before()
+		}
+	}
+	return all, err
 }
 
 // lookNow is a diagnosis of the boot at hand alone: what an old log tells of stays there for ever.
 func lookNow(ctx context.Context, conn *guest.Conn) ([]diagnosis.Verdict, error) {
-	var found []diagnosis.Verdict
-	for _, l := range guestLogs {
-		if !l.now {
-			continue
-		}
-		v, err := readGuestLog(ctx, conn, l)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, v...)
-	}
-	return found, nil
+	all, err := readGuest(ctx, conn, sectionsNow)
+	return all.now, err
 }
 
 // errFatalVerdict makes the exit code of a diagnosis that found something fatal.
 var errFatalVerdict = errors.New("something fatal was found")
 
-// printVerdicts prints verdicts, and the lines that say exactly what to change where gpuguest does not reach.
-func (a *app) printVerdicts(all []diagnosis.Verdict, lines []string) error {
+// verdicts are what a diagnosis says.
+type verdicts struct {
+	all    []diagnosis.Verdict // ranked
+	advice []string            // the lines that say exactly what to change where gpuguest does not reach
+	unread []string            // sources of which nothing is known, and why
+}
+
+// printVerdicts prints a diagnosis.
+func (a *app) printVerdicts(d verdicts) error {
 	var fatal error
-	for _, v := range all {
+	for _, v := range d.all {
 		if v.Severity == diagnosis.Fatal && !v.Past {
 			fatal = errFatalVerdict
 		}
 	}
 	if a.json {
-		if all == nil {
-			all = []diagnosis.Verdict{}
+		said := map[string]any{"verdicts": append([]diagnosis.Verdict{}, d.all...)}
+		if d.advice != nil {
+			said["advice"] = d.advice
 		}
-		said := map[string]any{"verdicts": all}
-		if lines != nil {
-			said["advice"] = lines
+		if d.unread != nil {
+			said["unread"] = d.unread
 		}
 		return errors.Join(a.writeJSON(said), fatal)
 	}
-	shown := printCauses(a.out, all)
-	if shown == 0 {
+	shown := printCauses(a.out, d.all)
+	switch {
+	case shown == 0 && d.unread == nil:
 		fmt.Fprintln(a.out, "nothing known is wrong")
+	case shown == 0:
+		fmt.Fprintln(a.out, "nothing known is wrong in what could be read")
 	}
-	for _, l := range lines {
+	for _, what := range d.unread {
+		fmt.Fprintln(a.out, "not read:", what)
+	}
+	for _, l := range d.advice {
 		fmt.Fprintln(a.out, l)
 	}
 	return fatal

@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"gpuguest/internal/diagnosis"
 )
@@ -173,5 +175,30 @@ func TestTheLastJobOfAnEarlierBootIsPast(t *testing.T) {
 		if got := g.diagnosed(t); !slices.Equal(got, want) {
 			t.Errorf("boot %q: %v, want %v", boot, got, want)
 		}
+	}
+}
+
+// The fabric manager appends to its own log for ever. What counts is what it said since the guest was started.
+func TestTheFabricManagersLogIsReadFromThisBootOn(t *testing.T) {
+	t.Parallel()
+	const mismatch = "[ERROR] [tid 7] fabric manager NVIDIA GPU driver interface version 535.161.08 don't match with driver version 535.183.01.\n"
+	stat := "cpu 1 2 3\nbtime " + strconv.FormatInt(time.Date(2026, 11, 22, 12, 0, 0, 0, time.Local).Unix(), 10) + "\n"
+	for _, c := range []struct {
+		name, log, stat string
+		want            []string
+	}{
+		{"of an earlier boot", "[Nov 22 2026 11:59:59] " + mismatch + "a line without a time\n", stat, nil},
+		{"of last year", "[Dec 31 2025 23:59:59] " + mismatch, stat, nil},
+		{"of this boot", "[Nov 22 2026 11:59:59] [INFO] started\n[Nov 22 2026 12:00:09] " + mismatch, stat, []string{"fm-version"}},
+		{"nobody knows when the guest was started", "[Nov 22 2026 11:59:59] " + mismatch, "", []string{"fm-version"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			g := quietGuest(t)
+			g.write(t, map[string]string{"var/log/fabricmanager.log": c.log, "proc/stat": c.stat})
+			if got := g.diagnosed(t); !slices.Equal(got, c.want) && len(got)+len(c.want) > 0 {
+				t.Errorf("%v, want %v", got, c.want)
+			}
+		})
 	}
 }

@@ -122,7 +122,11 @@ func Logs(r io.Reader, each func(name string, text io.Reader) error) (bool, erro
 	}
 }
 
-// IsLog tells which files of a bundle say what went wrong. The others are gpuguest's own words about them.
+// IsLog tells which files of a bundle say what went wrong. The others are for a person to read: what earlier runs and
+// boots said, and gpuguest's own words.
 func IsLog(name string) bool {
-	return strings.HasPrefix(name, "logs/") && strings.HasSuffix(name, ".log") || strings.HasPrefix(name, "guest/nvidia-smi")
+	return path.Dir(name) == "logs" && strings.HasSuffix(name, ".log") || name == "guest/nvidia-smi.txt"
 }
+
+// IsPast tells which of them tell of an earlier boot, which explains nothing of today.
+func IsPast(name string) bool { return strings.HasSuffix(name, "-of-the-boot-before.log") }

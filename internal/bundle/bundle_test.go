@@ -65,7 +65,7 @@ func TestManifestTellsEveryFile(t *testing.T) {
 func TestLogsOfABundleAreReadAndNothingElseIs(t *testing.T) {
 	var out bytes.Buffer
 	var files []File
-	for _, name := range []string{"logs/kernel.log", "logs/jobs/driver-0123-1.log", "logs/jobs/driver-0123-1.exit", "guest/nvidia-smi.txt", "verdicts.txt", "plan.txt", "facts.txt"} {
+	for _, name := range []string{"logs/kernel.log", "logs/last-job.log", "logs/dnf.txt", "logs/jobs/driver-0123-1.txt", "logs/jobs/driver-0123-1.log", "logs/jobs/driver-0123-1.exit", "guest/nvidia-smi.txt", "verdicts.txt", "plan.txt", "facts.txt"} {
 		files = append(files, File{Name: name, Data: []byte(name)})
 	}
 	if err := Write(&out, &Manifest{}, files); err != nil {
@@ -80,7 +80,7 @@ func TestLogsOfABundleAreReadAndNothingElseIs(t *testing.T) {
 		read = append(read, name)
 		return err
 	})
-	if !ok || err != nil || !slices.Equal(read, []string{"guest/nvidia-smi.txt", "logs/jobs/driver-0123-1.log", "logs/kernel.log"}) {
+	if !ok || err != nil || !slices.Equal(read, []string{"guest/nvidia-smi.txt", "logs/kernel.log", "logs/last-job.log"}) {
 		t.Errorf("%v, %v, %q", ok, err, read)
 	}
 	if _, err := Logs(bytes.NewReader(out.Bytes()[:out.Len()-40]), func(_ string, r io.Reader) error { _, err := io.ReadAll(r); return err }); err == nil {

@@ -51,6 +51,12 @@ type Verdict struct {
 	Past bool `json:"past,omitempty"`
 }
 
+// Before is a verdict of today when its log tells of an earlier boot. See Past.
+func (v Verdict) Before() Verdict {
+	v.Past, v.Severity, v.Fix, v.Cause = true, Info, "", "in an earlier boot, "+v.Cause
+	return v
+}
+
 // Hint is the verdict in one line for a person: the cause and what to do.
 func (v Verdict) Hint() string {
 	return "cause: " + v.Cause + " — " + v.Remedy

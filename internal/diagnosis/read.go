@@ -289,7 +289,7 @@ func (r *reader) verdicts() []Verdict {
 	for _, e := range r.all {
 		v := e.Verdict.On(r.cmdline)
 		if v.Past {
-			v.Severity, v.Fix, v.Cause = Info, "", "in an earlier boot, "+v.Cause
+			v = v.Before()
 		}
 		all = append(all, v)
 	}
