@@ -50,12 +50,13 @@ func el(id, version, name string, m Manager) Distro {
 		BuildTools: []string{"gcc", "make", "dkms"},
 		Compiler:   []string{"gcc", "glibc-devel"},
 		CXX:        "gcc-c++",
-		Suites:     []string{"baseos*", "appstream*", "rhel-*-baseos-*", "rhel-*-appstream-*", "rhel-[0-9]-server-rpms", "ol*_baseos_latest", "ol*_appstream", "ol7_latest", "base", "updates", "extras*"},
-		Marks:      rpmMarks,
-		Boot:       rhelBoot,
-		DKMSKey:    "/var/lib/dkms/mok.key",
-		DKMSCert:   "/var/lib/dkms/mok.pub",
-		kernel:     elKernels{},
+		Suites: []string{"baseos*", "appstream*", "rhel-*-baseos-*", "rhel-*-appstream-*", "rhui-rhel-*-baseos-*", "rhui-rhel-*-appstream-*",
+			"rhel-[0-9]-server-rpms", "rhel-[0-9]-server-rhui-rpms", "rhui-rhel-[0-9]-server-rhui-rpms", "ol*_baseos_latest", "ol*_appstream", "ol7_latest", "base", "updates", "extras*"},
+		Marks:    rpmMarks,
+		Boot:     rhelBoot,
+		DKMSKey:  "/var/lib/dkms/mok.key",
+		DKMSCert: "/var/lib/dkms/mok.pub",
+		kernel:   elKernels{},
 	}
 }
 
@@ -64,21 +65,22 @@ func el(id, version, name string, m Manager) Distro {
 func rebuilds(version string, m Manager, crbRebuild string) []Distro {
 	var all []Distro
 	for _, r := range []struct{ id, name, crbName, crbIDs string }{
-		{"rhel", "Red Hat Enterprise Linux", "CodeReady Builder", "codeready-builder-for-rhel-" + version + "-x86_64-rpms | codeready-builder-for-rhel-" + version + "-aarch64-rpms | codeready-builder-for-rhel-" + version + "-rhui-rpms"},
+		{"rhel", "Red Hat Enterprise Linux", "", ""},
 		{"rocky", "Rocky Linux", crbRebuild, crbRebuild},
 		{"almalinux", "AlmaLinux", crbRebuild, crbRebuild},
 		{"centos", "CentOS Stream", crbRebuild, crbRebuild},
 		{"ol", "Oracle Linux", "CodeReady Builder", "ol" + version + "_codeready_builder"},
 	} {
 		d := el(r.id, version, r.name+" "+version, m)
-		epel := releasePackage(m, "EPEL", "epel", "epel-release")
+		builder, epel := crb(r.crbName, r.crbIDs), releasePackage(m, "EPEL", "epel", "epel-release")
 		switch r.id {
 		case "rhel":
-			epel = epelFromFedora(m, version)
+			builder, epel = codeReady(version), epelFromFedora(m, version)
 		case "ol":
-			epel = releasePackage(m, "EPEL", "ol"+version+"_developer_EPEL*", "oracle-epel-release-el"+version)
+			// Oracle Linux 10 has one for each update, which its package leaves off.
+			epel = releasePackage(m, "EPEL", "ol"+version+"_developer_EPEL | ol"+version+"_u[0-9]*_developer_EPEL", "oracle-epel-release-el"+version)
 		}
-		d.Extras = []Extra{crb(r.crbName, r.crbIDs), epel}
+		d.Extras = []Extra{builder, epel}
 		switch r.id {
 		case "rocky":
 			d.Vault = Vault{URL: "https://dl.rockylinux.org/vault/rocky/{minor}/{repo}/{machine}/os/", Keys: "/etc/pki/rpm-gpg/RPM-GPG-KEY-[Rr]ocky*"}

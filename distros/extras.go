@@ -81,26 +81,34 @@ func centosVault() Extra {
 			`done`)}
 }
 
+// sectionFiles does something for every section with one of these ids, by $id in $f, in the guest's own repository
+// files. A cloud's have each repository a second and third time, for debugging and with the sources.
+func sectionFiles(dir, ids string, do ...string) string {
+	script := []string{
+		`for f in ` + sh.Quote(dir) + `/*.repo; do`,
+		`	[ -r "$f" ] || continue`,
+		`	for id in $(sed -n 's/^\[\([^]]*\)\].*/\1/p' "$f"); do`,
+		`		case $id in`,
+		`		*-debug* | *-source* | *-src*) ;;`,
+		`		` + ids + `)`,
+	}
+	for _, l := range do {
+		script = append(script, `			`+l)
+	}
+	return lines(append(script, `			;;`, `		esac`, `	done`, `done`)...)
+}
+
 // enableSection turns a section of the guest's own repository files on. The file's own line is what counts, for
 // subscription-manager too, which keeps what was changed in redhat.repo.
 func enableSection(dir, ids, missing string) string {
 	return lines(
 		`on=`,
-		`for f in `+sh.Quote(dir)+`/*.repo; do`,
-		`	[ -r "$f" ] || continue`,
-		`	for id in $(sed -n 's/^\[\([^]]*\)\].*/\1/p' "$f"); do`,
-		`		case $id in`,
-		`		*-debug* | *-source* | *-src*) ;;`,
-		`		`+ids+`)`,
-		`			new=$(mktemp)`,
-		`			awk -v id="[$id]" '/^\[/ { in_it = $1 == id; if (in_it) { print; print "enabled=1"; next } } in_it && /^enabled[ \t]*=/ { next } { print }' "$f" >"$new"`,
-		`			put "$f" 0644 <"$new"`,
-		`			rm -f "$new"`,
-		`			on=1`,
-		`			;;`,
-		`		esac`,
-		`	done`,
-		`done`,
+		sectionFiles(dir, ids,
+			`new=$(mktemp)`,
+			`awk -v id="[$id]" '/^\[/ { in_it = $1 == id; if (in_it) { print; print "enabled=1"; next } } in_it && /^enabled[ \t]*=/ { next } { print }' "$f" >"$new"`,
+			`put "$f" 0644 <"$new"`,
+			`rm -f "$new"`,
+			`on=1`),
 		`[ -n "$on" ] || { echo `+sh.Quote(missing)+` >&2; exit 1; }`)
 }
 
@@ -110,9 +118,45 @@ func crb(name, ids string) Extra {
 		Enable: enableSection("/etc/yum.repos.d", ids, "no repository file has "+name+": is the guest registered with its distribution?")}
 }
 
-// releasePackage is a repository that comes with a package of the distribution's own.
+// codeReady is CodeReady Builder of RHEL, by the ids of subscription-manager, of AWS (without a machine), of Azure
+// (rhui behind) and of Google (rhui before and behind); Oracle's cloud has none of RHEL. The one of the extended
+// updates (eus) goes with a BaseOS of these and with no other.
+//
+// The ids are those of oamg/leapp-repository (repositories that an upgrade leaves out) and PerfKitBenchmarker's
+// texinfo package; eus-rhui is what yum repolist says on Azure.
+func codeReady(version string) Extra {
+	ids := func(eus string) string {
+		base := "codeready-builder-for-rhel-" + version + "-"
+		return base + "[ax]*64" + eus + "-rpms | " + base + "[ax]*64" + eus + "-rhui-rpms | rhui-" + base + "[ax]*64" + eus + "-rhui-rpms | " + base + "rhui-rpms"
+	}
+	e := crb("CodeReady Builder", ids(`"$eus"`))
+	e.IDs = ids("") + " | " + ids("-eus")
+	e.Enable = lines(
+		`eus=`,
+		`case $(`+sections("/etc/yum.repos.d")+`) in *-baseos-eus-*) eus=-eus ;; esac`,
+		e.Enable)
+	return e
+}
+
+// releasePackage is a repository that comes with a package of the distribution's own. Not every such package turns
+// it on, and somebody may have turned it off. What the package brings goes with it on the way back, and a file
+// that was there before it comes back.
 func releasePackage(m Manager, name, ids, pkg string) Extra {
-	return Extra{Name: name, IDs: ids, How: "install " + pkg, Enable: m.Quiet(m.Install(pkg)), Packages: true}
+	const dir = "/etc/yum.repos.d"
+	return Extra{Name: name, IDs: ids, How: "install " + pkg + ", and see that it is read", Packages: true,
+		Enable: lines(
+			`if ! rpm -q `+sh.Quote(pkg)+` >/dev/null 2>&1 || grep -q '^`+pkg+` ' "$S/before/packages"; then`,
+			sectionFiles(dir, ids, `keep "$f"`),
+			`fi`,
+			m.Quiet(m.Install(pkg)),
+			`seen=`,
+			`for id in $(`+sections(dir)+`); do case $id in `+ids+`) seen=1 ;; esac; done`,
+			`if [ -z "$seen" ]; then`,
+			sectionFiles(dir, ids,
+				`[ -e "$S/before/files$f" ] || { mkdir -p "$S/before/absent${f%/*}"; : >"$S/before/absent$f"; }`,
+				`keep "$f.rpmsave"`),
+			enableSection(dir, ids, pkg+" brings no "+name),
+			`fi`)}
 }
 
 // epelKeys are the keys that EPEL's packages are signed with, by release: the fingerprints that Fedora publishes

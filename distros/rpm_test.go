@@ -327,6 +327,115 @@ func TestExtrasAreTurnedOnWhereTheyAre(t *testing.T) {
 	}
 }
 
+// The ids are those of real guests: leapp-repository and PerfKitBenchmarker name them, and what yum repolist says.
+func TestCodeReadyBuilderIsTurnedOnInEveryCloud(t *testing.T) {
+	rhel, err := For(facts.OS{}, "rhel:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	builder := rhel.Extras[0]
+	for name, c := range map[string]struct {
+		on, off []string // sections as the guest has them
+		want    string   // those that are turned on
+	}{
+		"subscription-manager": {
+			[]string{"rhel-9-for-x86_64-baseos-rpms", "rhel-9-for-x86_64-appstream-rpms"},
+			[]string{"codeready-builder-for-rhel-9-x86_64-rpms", "codeready-builder-for-rhel-9-x86_64-eus-rpms", "codeready-builder-for-rhel-9-x86_64-debug-rpms", "codeready-builder-beta-for-rhel-9-x86_64-rpms"},
+			"codeready-builder-for-rhel-9-x86_64-rpms"},
+		"AWS":           {[]string{"rhel-9-baseos-rhui-rpms"}, []string{"codeready-builder-for-rhel-9-rhui-rpms", "codeready-builder-for-rhel-9-rhui-debug-rpms", "codeready-builder-for-rhel-9-rhui-source-rpms"}, "codeready-builder-for-rhel-9-rhui-rpms"},
+		"Azure":         {[]string{"rhel-9-for-x86_64-baseos-rhui-rpms"}, []string{"codeready-builder-for-rhel-9-x86_64-rhui-rpms", "codeready-builder-for-rhel-9-x86_64-rhui-source-rpms"}, "codeready-builder-for-rhel-9-x86_64-rhui-rpms"},
+		"Azure's EUS":   {[]string{"rhel-9-for-x86_64-baseos-eus-rhui-rpms"}, []string{"codeready-builder-for-rhel-9-x86_64-rhui-rpms", "codeready-builder-for-rhel-9-x86_64-eus-rhui-rpms"}, "codeready-builder-for-rhel-9-x86_64-eus-rhui-rpms"},
+		"Google":        {[]string{"rhui-rhel-9-for-x86_64-baseos-rhui-rpms", "rhui-codeready-builder-for-rhel-9-x86_64-rhui-debug-rpms"}, []string{"rhui-codeready-builder-for-rhel-9-x86_64-rhui-rpms"}, "rhui-codeready-builder-for-rhel-9-x86_64-rhui-rpms"},
+		"Google, arm64": {[]string{"rhui-rhel-9-for-aarch64-baseos-rhui-rpms"}, []string{"rhui-codeready-builder-for-rhel-9-aarch64-rhui-rpms"}, "rhui-codeready-builder-for-rhel-9-aarch64-rhui-rpms"},
+	} {
+		m := newMachine(t)
+		text := ""
+		for _, id := range c.on {
+			text += "[" + id + "]\nbaseurl=https://rhui.example/" + id + "/\nenabled=1\n"
+		}
+		for _, id := range c.off {
+			text += "[" + id + "]\nenabled=0\n"
+		}
+		m.file("etc/yum.repos.d/rh-cloud.repo", text)
+		d := Distro{RepoFiles: "/etc/yum.repos.d", Suites: rhel.Suites, Extras: []Extra{builder}}
+		if out, code := m.at(d.ExtrasCheck()); code == 0 {
+			t.Errorf("%s: it is read before it is turned on: %s", name, out)
+		}
+		if out, code := m.at(builder.Enable); code != 0 {
+			t.Errorf("%s: exit %d: %s", name, code, out)
+			continue
+		}
+		if out, code := m.at(d.ExtrasCheck()); code != 0 {
+			t.Errorf("%s: exit %d: %s", name, code, out)
+		}
+		out, _ := m.at(sections("/etc/yum.repos.d"))
+		got := strings.Fields(out)
+		for _, id := range c.on {
+			got = slices.DeleteFunc(got, func(s string) bool { return s == id })
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: turned on are %q, want %s", name, got, c.want)
+		}
+		var sources []facts.Source
+		for _, id := range append(c.on, c.want) {
+			sources = append(sources, facts.Source{URI: "https://rhui.example/" + id + "/", Suite: id})
+		}
+		f := facts.Facts{Sources: sources}
+		if missing := d.ExtrasMissing(f); len(missing) != 0 {
+			t.Errorf("%s: still missing: %+v", name, missing)
+		}
+		if own := d.Archive(f, ""); !slices.Equal(own, []string{"https://rhui.example/" + c.on[0]}) && name != "subscription-manager" {
+			t.Errorf("%s: its own repositories are %q", name, own)
+		}
+	}
+}
+
+// A release package of Oracle Linux 10 leaves its repository off, and a person may have turned one off.
+func TestReleasePackageIsFollowedByItsRepository(t *testing.T) {
+	const file, off = "etc/yum.repos.d/oracle-epel-ol10.repo", "[ol10_u0_developer_EPEL]\nname=EPEL\nenabled=0\n"
+	ol, err := For(facts.OS{}, "ol:10")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Distro{RepoFiles: "/etc/yum.repos.d", Extras: ol.Extras[1:]}
+	for name, c := range map[string]struct {
+		before string // the package, where the guest had it
+		brings string // what its repository file holds
+		back   string // what the way back puts in place: "files", "absent", "" nothing was changed
+	}{
+		"the package leaves it off":     {"", off, "absent"},
+		"the package turns it on":       {"", strings.Replace(off, "=0", "=1", 1), ""},
+		"somebody turned it off":        {"oracle-epel-release-el10 1.0-4.el10 x86_64", off, "files"},
+		"no section of that name in it": {"", "[another]\nenabled=0\n", "fails"},
+	} {
+		m := rpmMachine(t, c.before)
+		m.file("state/before/packages", c.before+"\n")
+		if c.before != "" {
+			m.file(file, c.brings)
+		}
+		m.fake("dnf", `case $* in *"install oracle-epel-release-el10") mkdir -p `+m.root+`/etc/yum.repos.d; printf '`+strings.ReplaceAll(c.brings, "\n", `\n`)+`' >`+m.root+`/`+file+` ;; *) echo "unplanned: dnf $*" >&2; exit 99 ;; esac`)
+		out, code := m.at(ol.Extras[1].Enable)
+		if c.back == "fails" {
+			if code == 0 || !strings.Contains(out, "brings no EPEL") {
+				t.Errorf("%s: exit %d: %s", name, code, out)
+			}
+			continue
+		}
+		if code != 0 {
+			t.Errorf("%s: exit %d: %s", name, code, out)
+			continue
+		}
+		if out, code := m.at(d.ExtrasCheck()); code != 0 {
+			t.Errorf("%s: exit %d: %s", name, code, out)
+		}
+		for _, kind := range []string{"files", "absent"} {
+			if _, err := os.Stat(filepath.Join(m.root, "state/before", kind, m.root, file)); (err == nil) != (kind == c.back) {
+				t.Errorf("%s: kept as %s: %v", name, kind, err == nil)
+			}
+		}
+	}
+}
+
 func TestVaultIsReadInPlaceOfMirrorsThatAreGone(t *testing.T) {
 	m := rpmMachine(t)
 	stock := "[base]\nname=CentOS-$releasever - Base\nmirrorlist=http://mirrorlist.centos.org/?release=$releasever&repo=os\n#baseurl=http://mirror.centos.org/centos/$releasever/os/$basearch/\ngpgcheck=1\n"

@@ -98,12 +98,13 @@ func (d Distro) Archive(f facts.Facts, mirror string) []string {
 }
 
 // repositories returns the URIs of the distribution's own repositories that the guest's files turn on, by the
-// names of their sections.
+// names of their sections. Those for debugging and with the sources, which clouds turn on too, are nobody's need.
 func (d Distro) repositories(f facts.Facts) []string {
 	var uris []string
 	for _, s := range f.Sources {
 		uri := strings.TrimRight(s.URI, "/")
-		own := slices.ContainsFunc(d.Suites, func(p string) bool { ok, _ := path.Match(p, s.Suite); return ok })
+		own := !strings.Contains(s.Suite, "-debug") && !strings.Contains(s.Suite, "-source") &&
+			slices.ContainsFunc(d.Suites, func(p string) bool { ok, _ := path.Match(p, s.Suite); return ok })
 		if own && !slices.Contains(uris, uri) {
 			uris = append(uris, uri)
 		}

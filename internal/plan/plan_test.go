@@ -86,6 +86,8 @@ var goldens = []struct {
 	{"centos8-t4-hold", "centos8-t4", choice.Want{HoldKernel: true}},
 	{"ol8-t4-exact", "ol8-t4", choice.Want{Driver: "580.95.05"}},
 	{"rhel9-t4", "rhel9-t4", choice.Want{}},
+	{"rhel9-t4-azure-rhui", "rhel9-t4-azure-rhui", choice.Want{}},
+	{"rhel9-t4-google-rhui", "rhel9-t4-google-rhui", choice.Want{}},
 	{"rhel9-h100-secureboot", "rhel9-h100-secureboot", choice.Want{}},
 	{"rocky9-secureboot-enrolled", "rocky9-secureboot-enrolled", choice.Want{}},
 	{"rocky9-k80", "rocky9-k80", choice.Want{}},
