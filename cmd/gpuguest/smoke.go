@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gpuguest/internal/bake"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/guest"
@@ -38,6 +39,9 @@ func newSmoke(a *app) *cobra.Command {
 written to: the machine has an overlay over it, which is thrown away. The login is a key made for this boot, and so
 is the guest's host key; an image from which keys and machine-id were taken is as good as any. It is told of them by
 cloud-init's NoCloud datasource, or by systemd 252 and newer.
+
+An image that is over another file is refused, and so is one whose name says another format than its content, until
+--format says which it is.
 
 Without a device the machine has no GPU, and what can be proved without one is (as with --no-gpu). With --vfio, or
 --qemu-arg for any other device, all of verify is.
@@ -73,7 +77,7 @@ last. That is exit status 5; no answer, and a login that is refused, are 3.`,
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&s.format, "format", "", "the image's format by qemu-img's `NAME` (default: what qemu-img finds)")
+	f.StringVar(&s.format, "format", "", "the image's format by qemu-img's `NAME` (default: what its name and its content say)")
 	f.StringVar(&s.firmware, "firmware", "", "`FIRMWARE` of the machine: bios or uefi (default: what the partition table shows)")
 	f.IntVar(&s.memory, "memory", 0, "the machine's memory in `MIB` (default 2048)")
 	f.IntVar(&s.cpus, "cpus", 0, "`N` processors of the machine (default: up to four, one when emulated)")
@@ -117,22 +121,20 @@ func (a *app) smoke(ctx context.Context, s smoke, w choice.Want) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "gpuguest-smoke-")
+	base, err := s.base(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	dir, remove, err := oven.Throwaway("gpuguest-smoke-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
 	spec.Disk, spec.Format, spec.Scratch = filepath.Join(dir, "overlay.qcow2"), oven.FormatQcow2, filepath.Join(dir, "oven")
 	if err := os.Mkdir(spec.Scratch, 0o700); err != nil {
 		return err
 	}
-	format := s.format
-	if format == "" {
-		if format, err = oven.FormatOf(ctx, s.image); err != nil {
-			return err
-		}
-	}
-	if err := oven.Overlay(ctx, s.image, format, spec.Disk); err != nil {
+	if err := oven.Overlay(ctx, base.Path, base.Format, spec.Disk); err != nil {
 		return err
 	}
 	if s.console != "" {
@@ -171,6 +173,34 @@ func (a *app) smoke(ctx context.Context, s smoke, w choice.Want) (err error) {
 		return errInterrupted
 	}
 	return err
+}
+
+// base is the image and its format: what is given, or what its name and its content both say. What a guest wrote to a raw
+// disk may look like a qcow2 that reads any file of this machine, and so may an image that is over another one.
+func (s smoke) base(ctx context.Context) (bake.Disk, error) {
+	d := bake.Disk{Path: s.image, Format: s.format}
+	if d.Format == "" {
+		found, err := oven.FormatOf(ctx, s.image)
+		if err != nil {
+			return d, err
+		}
+		switch named := bake.FormatByName(s.image); {
+		case named == found, named == "" && found == oven.FormatRaw:
+			d.Format = found
+		case named == "":
+			return d, fmt.Errorf("%s: it looks like %s, and its name does not say so: give --format %s if that is what it is", s.image, found, found)
+		default:
+			return d, fmt.Errorf("%s: its name says %s, and it looks like %s: give by --format which it is; a guest may write to a raw disk whatever it likes", s.image, named, found)
+		}
+	}
+	info, err := bake.QEMUImg{}.Info(ctx, d)
+	if err != nil {
+		return d, err
+	}
+	if info.Backing != "" {
+		return d, fmt.Errorf("%s: it reads from another file too, %s: convert it to one that stands alone", s.image, info.Backing)
+	}
+	return d, nil
 }
 
 // spec is the machine but for its disk.

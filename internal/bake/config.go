@@ -33,6 +33,9 @@ var byExtension = map[string]string{
 	".qcow2": oven.FormatQcow2, ".raw": oven.FormatRaw, ".img": oven.FormatRaw, ".vmdk": "vmdk", ".vhdx": "vhdx",
 }
 
+// FormatByName is the format that a file's name says, "" for none of Formats.
+func FormatByName(file string) string { return byExtension[strings.ToLower(filepath.Ext(file))] }
+
 // Config is what a bake.yaml says.
 type Config struct {
 	Memory int // MiB that all images at work may take together, 0: what the machine has free
@@ -351,7 +354,7 @@ func (p *parser) format(at inventory.Position, file, key, given string) string {
 	if given != "" || file == "" {
 		return given
 	}
-	f := byExtension[strings.ToLower(filepath.Ext(file))]
+	f := FormatByName(file)
 	if f == "" {
 		p.wrong(at, "%s: its extension says no format that is known: give it by %s, one of %s", file, key, strings.Join(Formats, ", "))
 	}

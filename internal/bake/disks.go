@@ -2,6 +2,7 @@ package bake
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,9 +19,9 @@ type Disk struct{ Path, Format string }
 
 // DiskInfo is what a disk image says of itself.
 type DiskInfo struct {
-	Virtual   int64 // bytes that a guest sees
-	Allocated int64 // bytes that it takes here
-	Backing   string
+	Virtual   int64  // bytes that a guest sees
+	Allocated int64  // bytes that it takes here
+	Backing   string // another file that it reads from, its base or a qcow2's data file; "" none
 }
 
 // Disks makes disk images out of disk images. It never writes to the one that it reads.
@@ -68,11 +69,16 @@ func (QEMUImg) Info(ctx context.Context, d Disk) (DiskInfo, error) {
 		Virtual   int64  `json:"virtual-size"`
 		Allocated int64  `json:"actual-size"`
 		Backing   string `json:"backing-filename"`
+		Specific  struct {
+			Data struct {
+				File string `json:"data-file"`
+			} `json:"data"`
+		} `json:"format-specific"`
 	}
 	if err := json.Unmarshal(out, &info); err != nil {
 		return DiskInfo{}, fmt.Errorf("qemu-img info: %w", err)
 	}
-	return DiskInfo(info), nil
+	return DiskInfo{info.Virtual, info.Allocated, cmp.Or(info.Backing, info.Specific.Data.File)}, nil
 }
 
 // Overlay implements Disks.

@@ -76,6 +76,14 @@ func TestEveryFormatGoesInAndOut(t *testing.T) {
 	if _, err := q.Info(ctx, bake.Disk{Path: raw.Path, Format: "qcow2"}); err == nil || !strings.Contains(err.Error(), "qemu-img info: ") {
 		t.Errorf("a raw disk is a qcow2: %v", err)
 	}
+	// What a qcow2 keeps in a file of its own is not in it either.
+	outside := filepath.Join(dir, "outside.qcow2")
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+outside+".data", outside, "1M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if info, err := q.Info(ctx, bake.Disk{Path: outside, Format: "qcow2"}); err != nil || info.Backing != outside+".data" {
+		t.Errorf("%+v, %v", info, err)
+	}
 	cause := errors.New("interrupted")
 	ended, cancel := context.WithCancelCause(ctx)
 	cancel(cause)

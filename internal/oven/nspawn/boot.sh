@@ -24,7 +24,7 @@ unfit() {
 	exit 78
 }
 
-# The name is kept before the device is there, as a kill in between must not lose it: the next run looks by the disk.
+# A kill right after this loses the name; the next run looks for devices by the disk.
 loop=$(losetup --find --show --partscan "$disk")
 echo "$loop" >"$scratch/loop"
 if ! [ -b "${loop}p1" ]; then

@@ -194,3 +194,38 @@ cat root/file
 		t.Error(said.String())
 	}
 }
+
+// TestContainerCleanFindsADeviceWithoutANote: whoever attached it was killed before it wrote the device's name down. The
+// device of somebody else stays.
+func TestContainerCleanFindsADeviceWithoutANote(t *testing.T) {
+	if os.Getenv("GPUGUEST_CONTAINER") == "" {
+		t.Skip("GPUGUEST_CONTAINER is not set")
+	}
+	dir := t.TempDir()
+	attach := func(name string) string {
+		disk := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(disk), 0o755), os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 4<<20)); err != nil {
+			t.Fatal(err)
+		}
+		loop, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", disk).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = exec.Command("losetup", "--detach", strings.TrimSpace(string(loop))).Run() }) // it may be done
+		return disk
+	}
+	mine, other := attach("a b/.one.bake/disk"), attach(".two.bake/disk")
+	scratch := filepath.Join(filepath.Dir(mine), "oven")
+	if err := errors.Join(os.Mkdir(scratch, 0o700), os.WriteFile(filepath.Join(scratch, "boot.sh"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := nspawn.New().Clean(t.Context(), scratch); err != nil {
+		t.Fatal(err)
+	}
+	for disk, want := range map[string]bool{mine: false, other: true} {
+		out, err := exec.CommandContext(t.Context(), "losetup", "-n", "-j", disk).Output()
+		if err != nil || (len(out) > 0) != want {
+			t.Errorf("%s: %s, %v", disk, out, err)
+		}
+	}
+}

@@ -49,3 +49,40 @@ func TestGuestIsHeldToItsBudget(t *testing.T) {
 		t.Errorf("without a budget: %q", args)
 	}
 }
+
+// losetup --list --json --output NAME,BACK-FILE
+const loops = `{
+   "loopdevices": [
+      {
+         "name": "/dev/loop0",
+         "back-file": "/images/.one.qcow2.bake/disk"
+      },{
+         "name": "/dev/loop1",
+         "back-file": "/images/.two.qcow2.bake/disk"
+      },{
+         "name": "/dev/loop3",
+         "back-file": "/images/.one.qcow2.bake/disk (deleted)"
+      },{
+         "name": "/dev/loop4",
+         "back-file": "/images/.one.qcow2.bake/oven/seed"
+      },{
+         "name": "/dev/loop5",
+         "back-file": null
+      }
+   ]
+}
+`
+
+func TestDevicesOfAFolderAreFound(t *testing.T) {
+	t.Parallel()
+	got, err := attached([]byte(loops), "/images/.one.qcow2.bake")
+	if err != nil || !slices.Equal(got, []string{"/images/.one.qcow2.bake/disk"}) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := attached(nil, "/"); err != nil || got != nil {
+		t.Errorf("of none: %q, %v", got, err)
+	}
+	if _, err := attached([]byte("losetup: unrecognized option"), "/"); err == nil {
+		t.Error("what is no list is taken for one")
+	}
+}

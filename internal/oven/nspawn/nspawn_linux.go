@@ -1,9 +1,11 @@
 package nspawn
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -517,6 +520,29 @@ func detach(ctx context.Context, disk string) error {
 	}
 }
 
+// attached are the files in a folder that a list of losetup's says loop devices read.
+func attached(list []byte, dir string) ([]string, error) {
+	if len(bytes.TrimSpace(list)) == 0 {
+		return nil, nil // of no devices it says nothing
+	}
+	var all struct {
+		Loopdevices []struct {
+			File string `json:"back-file"`
+		}
+	}
+	if err := json.Unmarshal(list, &all); err != nil {
+		return nil, fmt.Errorf("losetup: %w", err)
+	}
+	var files []string
+	for _, l := range all.Loopdevices {
+		file := strings.TrimSuffix(l.File, " (deleted)")
+		if filepath.Dir(file) == dir && !slices.Contains(files, file) {
+			files = append(files, file)
+		}
+	}
+	return files, nil
+}
+
 // Clean removes what a killed gpuguest left of a guest with this scratch folder. The guest itself died with it.
 func (Oven) Clean(ctx context.Context, scratch string) error {
 	ctx, cancel := context.WithTimeout(ctx, goneLimit)
@@ -524,15 +550,23 @@ func (Oven) Clean(ctx context.Context, scratch string) error {
 	if _, err := os.Stat(filepath.Join(scratch, "boot.sh")); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	var errs []error
-	if raw, err := os.ReadFile(filepath.Join(scratch, "loop")); err == nil {
-		// Only when it is this guest's: the device may be another's by now.
-		loop := strings.TrimSpace(string(raw))
-		out, err := exec.CommandContext(ctx, "losetup", "--noheadings", "--output", "BACK-FILE", loop).Output()
-		file := strings.TrimSuffix(strings.TrimSpace(string(out)), " (deleted)")
-		if abs, aerr := filepath.Abs(scratch); err == nil && aerr == nil && filepath.Dir(file) == filepath.Dir(abs) {
-			errs = append(errs, detach(ctx, file))
-		}
+	// By the kernel's own list and not by a note of ours: who was killed may not have come to write one.
+	out, err := exec.CommandContext(ctx, "losetup", "--list", "--json", "--output", "NAME,BACK-FILE").Output()
+	if err != nil {
+		return fmt.Errorf("losetup: %w", err)
+	}
+	// The kernel names files as they are, by no symbolic link.
+	abs, err := filepath.Abs(scratch)
+	if err == nil {
+		abs, err = filepath.EvalSymlinks(abs)
+	}
+	if err != nil {
+		return err
+	}
+	disks, err := attached(out, filepath.Dir(abs))
+	errs := []error{err}
+	for _, disk := range disks {
+		errs = append(errs, detach(ctx, disk))
 	}
 	if raw, err := os.ReadFile(filepath.Join(scratch, "groups")); err == nil {
 		for _, group := range strings.Fields(string(raw)) {
