@@ -25,11 +25,13 @@ import (
 	"gpuguest/steps"
 )
 
+const smiSection = "guest/nvidia-smi.txt"
+
 // sources are the sections of assets.Collect that a diagnosis goes by, where a verdict calls them something else than
 // their names.
 var sources = map[string]string{
 	"logs/kernel.log":                      "kernel log",
-	"guest/nvidia-smi.txt":                 "nvidia-smi",
+	smiSection:                             "nvidia-smi",
 	"logs/unit-nvidia-persistenced.log":    "persistence daemon",
 	"logs/unit-nvidia-fabricmanager.log":   "fabric manager",
 	"logs/apt-term.log":                    "apt's log",
@@ -65,8 +67,9 @@ func newDiagnose(a *app) *cobra.Command {
 		Use:   "diagnose {--host GUEST [--fix] | --log FILE ...}",
 		Short: "Say what is wrong, where, and what to do",
 		Long: `Say what is wrong with a guest's driver, where it can be put right (in the guest, on its host, in the hardware)
-and what to do, from the logs of a guest or from files. Causes come before their symptoms. Nothing is
-changed. It exits 5 when something fatal is found.
+and what to do, from the logs of a guest or from files. Of a guest it also looks at what it is (is there a GPU,
+is there a driver, and which has the GPU?) and runs the CUDA probe once where the driver is loaded. Causes come
+before their symptoms. Nothing is changed. It exits 5 when something fatal is found.
 
 With --fix, what can be put right in the guest is: install runs with every remedy that gpuguest has for what was
 found. One remedy is tried at a time; what helped is kept, what did not is taken back, and the guest's journal
@@ -131,10 +134,15 @@ install and count with --fix only; give those that the guest was installed with.
 	return c
 }
 
-// mendable tells whether there is anything among the verdicts that gpuguest can do something about.
+// mendable tells whether there is anything among the verdicts that gpuguest can do something about. What follows from a
+// cause that it can do nothing about is not.
 func mendable(all []diagnosis.Verdict) bool {
+	counts := func(v diagnosis.Verdict) bool { return !v.Past && v.Severity != diagnosis.Info }
 	return slices.ContainsFunc(all, func(v diagnosis.Verdict) bool {
-		return v.Fix != "" && !v.Past && v.Severity != diagnosis.Info && v.Where != diagnosis.Host && v.Where != diagnosis.Hardware
+		if v.Fix == "" || !counts(v) || v.Where == diagnosis.Host || v.Where == diagnosis.Hardware {
+			return false
+		}
+		return !slices.ContainsFunc(all, func(o diagnosis.Verdict) bool { return o.Fix == "" && counts(o) && o.Explains(v) })
 	})
 }
 
@@ -186,7 +194,8 @@ type found struct {
 	unread      []string            // sources that did not answer, and why
 }
 
-// guestVerdicts reads the guest's logs. What was tried there is in its facts.
+// guestVerdicts looks at what the guest is, reads its logs and puts CUDA to the proof. What was tried there is in its
+// facts.
 func (a *app) guestVerdicts(ctx context.Context) (found, error) {
 	conn, err := a.dial(ctx)
 	if err != nil {
@@ -198,7 +207,25 @@ func (a *app) guestVerdicts(ctx context.Context) (found, error) {
 		return found{}, err
 	}
 	all, err := readGuest(ctx, conn, sectionsLogs)
+	if err != nil {
+		return found{}, err
+	}
 	all.facts = f
+	v, err := diagnosis.Read("facts", strings.NewReader(findings(f)))
+	if err != nil {
+		return found{}, err
+	}
+	all.now = append(all.now, v...)
+	if slices.ContainsFunc(all.unread, func(why string) bool { return strings.HasPrefix(why, sources[smiSection]+": ") }) {
+		// What hangs one program of the driver hangs the other.
+		all.unread = append(all.unread, "CUDA: not asked, as nvidia-smi does not answer")
+		return all, nil
+	}
+	v, why, err := proveCUDA(ctx, conn, f)
+	if why != "" {
+		all.unread = append(all.unread, "CUDA: "+why)
+	}
+	all.now = append(all.now, v...)
 	return all, err
 }
 
@@ -234,7 +261,7 @@ func readGuest(ctx context.Context, conn *guest.Conn, sections string) (found, e
 
 // isNow tells which sections tell of this boot and of nothing before.
 func isNow(section string) bool {
-	return section == "logs/kernel.log" || section == "guest/nvidia-smi.txt" || strings.HasPrefix(section, "logs/unit-")
+	return section == "logs/kernel.log" || section == smiSection || strings.HasPrefix(section, "logs/unit-")
 }
 
 // readSection reads a log of a guest or of a bundle.

@@ -202,3 +202,110 @@ func TestTheFabricManagersLogIsReadFromThisBootOn(t *testing.T) {
 		})
 	}
 }
+
+// wellGuest is a quiet guest with a GPU that NVIDIA's driver drives, and a CUDA probe that passes.
+func wellGuest(t *testing.T) *inProcess {
+	t.Helper()
+	g := quietGuest(t)
+	g.write(t, map[string]string{
+		"etc/os-release":             "ID=debian\nVERSION_ID=\"12\"\n",
+		"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n",
+		"proc/sys/kernel/arch":       "x86_64\n",
+	})
+	g.gpu(t, "nvidia")
+	g.probe(t, `{"tool":"probe","format":1,"result":"pass","count":1,"expected":1}`, 0)
+	return g
+}
+
+// gpu gives the guest a GPU that a driver is bound to, "" none.
+func (g *inProcess) gpu(t *testing.T, driver string) {
+	t.Helper()
+	const dir = "sys/bus/pci/devices/0000:0a:00.0/"
+	g.write(t, map[string]string{
+		dir + "vendor": "0x10de\n", dir + "device": "0x1eb8\n", dir + "subsystem_vendor": "0x10de\n", dir + "subsystem_device": "0x12a2\n", dir + "class": "0x030200\n",
+	})
+	link := filepath.Join(g.root, dir, "driver")
+	_ = os.Remove(link)
+	if driver == "" {
+		return
+	}
+	if err := os.MkdirAll(filepath.Join(g.root, "sys/bus/pci/drivers", driver), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../../drivers/"+driver, link); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// probe has the guest's compiler make a CUDA probe that says this.
+func (g *inProcess) probe(t *testing.T, said string, code int) {
+	t.Helper()
+	g.shell.Tool("cc", "cat >\"$3\" <<'E'\n#!/bin/sh\necho '"+said+"'\nexit "+strconv.Itoa(code)+"\nE\nchmod +x \"$3\"\n")
+}
+
+// A guest's logs may tell of nothing while there is no GPU in it, or no driver, or CUDA is dead.
+func TestWhatAGuestIsHasVerdictsToo(t *testing.T) {
+	t.Parallel()
+	const version = "proc/driver/nvidia/version"
+	failed := func(failures string) string {
+		return `{"tool":"probe","format":1,"result":"fail","count":1,"expected":1,"failures":[` + failures + `]}`
+	}
+	for _, c := range []struct {
+		name           string
+		make           func(*testing.T, *inProcess)
+		exit           int
+		id, where, fix string // of the first; "" none
+	}{
+		{"it is well", func(*testing.T, *inProcess) {}, exitDone, "", "", ""},
+		{"no GPU", func(t *testing.T, g *inProcess) {
+			if err := os.RemoveAll(filepath.Join(g.root, "sys/bus/pci/devices/0000:0a:00.0")); err != nil {
+				t.Fatal(err)
+			}
+		}, exitVerify, "no-gpu", diagnosis.Host, ""},
+		{"no driver", func(t *testing.T, g *inProcess) {
+			g.gpu(t, "nouveau")
+			if err := os.Remove(filepath.Join(g.root, version)); err != nil {
+				t.Fatal(err)
+			}
+		}, exitVerify, "gpu-without-driver", diagnosis.Guest, "step driver"},
+		{"nouveau holds the GPU", func(t *testing.T, g *inProcess) { g.gpu(t, "nouveau") }, exitVerify, "nouveau-holds", diagnosis.Guest, "step blocklist"},
+		{"vfio-pci holds the GPU", func(t *testing.T, g *inProcess) { g.gpu(t, "vfio-pci") }, exitVerify, "already-bound", diagnosis.Guest, ""},
+		{"nobody drives the GPU", func(t *testing.T, g *inProcess) { g.gpu(t, "") }, exitVerify, "gpu-unbound", diagnosis.Guest, "step module"},
+		{"the libraries are of another version", func(t *testing.T, g *inProcess) {
+			g.write(t, map[string]string{"usr/lib/x86_64-linux-gnu/libnvidia-ml.so.550.54.14": ""})
+		}, exitVerify, "loaded-mismatch", diagnosis.Guest, "reboot"},
+		{"CUDA does not start", func(t *testing.T, g *inProcess) {
+			g.probe(t, failed(`{"kind":"init","code":3,"what":"cuInit returned 3 (CUDA_ERROR_NOT_INITIALIZED)"}`), 1)
+		}, exitVerify, "cuda-3", diagnosis.Guest, "module-option nvidia_uvm uvm_disable_hmm=1"},
+		{"CUDA misses a GPU", func(t *testing.T, g *inProcess) {
+			g.probe(t, failed(`{"kind":"count","what":"CUDA sees 0 GPUs, the guest has 1"}`), 1)
+		}, exitVerify, "cuda-dead", diagnosis.Guest, ""},
+		{"a GPU computes wrong", func(t *testing.T, g *inProcess) {
+			g.probe(t, failed(`{"kind":"kernel-result","pci":"0000:0a:00.0","what":"element 7 is 3 and must be 4"}`), 1)
+		}, exitVerify, "cuda-wrong", diagnosis.Hardware, ""},
+		{"a slow link", func(t *testing.T, g *inProcess) {
+			g.probe(t, failed(`{"kind":"link-bandwidth","pci":"0000:0a:00.0","what":"pinned copies to the GPU reach 1.20 GB/s"}`), 1)
+		}, exitDone, "cuda-slow-link", diagnosis.Host, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			g := wellGuest(t)
+			c.make(t, g)
+			code, out, progress := command(t, append([]string{"diagnose", "--json"}, g.flags...)...)
+			var said struct {
+				Verdicts []diagnosis.Verdict
+				Unread   []string
+			}
+			if err := json.Unmarshal([]byte(out), &said); err != nil {
+				t.Fatalf("%v: exit %d: %s%s", err, code, out, progress)
+			}
+			var first diagnosis.Verdict
+			if len(said.Verdicts) > 0 {
+				first = said.Verdicts[0]
+			}
+			if code != c.exit || first.ID != c.id || first.Where != c.where || first.Fix != c.fix || len(said.Unread) > 0 {
+				t.Errorf("exit %d: %s", code, out)
+			}
+		})
+	}
+}

@@ -202,7 +202,8 @@ func TestVMInstallAndBack(t *testing.T) {
 		t.Fatalf("nouveau does not own the GPU before, so this test tests nothing:\n%s", before)
 	}
 	was := g.snapshot()
-	g.sound("before the install")
+	g.expect("gpu-without-driver", true)
+	g.sound("before the install", "gpu-without-driver")
 
 	r, code := g.run("install", g.mirror()...)
 	if code != exitDone || r.Reboots != 1 {
