@@ -44,6 +44,8 @@ func TestMakeDecidesOnInstallersAndToolkits(t *testing.T) {
 		{name: "Kepler", as: "debian:12", gpus: []string{k80}, want: Want{Source: "runfile"}, get: "runfile 470.239.06 proprietary --silent --dkms"},
 		{name: "the seed's own file", as: "debian:11", gpus: []string{gtx1050}, want: Want{Runfile: Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: "ab", Version: "390.42", Arch: "x86_64"}, CUDA: "9.1", CUDASource: "runfile"},
 			get: "runfile 390.42 proprietary --silent --dkms", cuda: "runfile 9.1.85 --silent --toolkit --samples --samplespath=/usr/local/cuda-9.1"},
+		{name: "an old branch that no GPU is pinned to", as: "debian:12", gpus: []string{t4}, want: Want{Runfile: Runfile{Name: "NVIDIA-Linux-x86_64-410.129.run", SHA256: "ab", Version: "410.129", Arch: "x86_64"}},
+			get: "runfile 410.129 proprietary --silent --dkms"},
 		{name: "what an installer put in stays", as: "debian:12", gpus: []string{t4}, want: Want{Source: "runfile"},
 			edit: func(f *facts.Facts) {
 				f.Runfile, f.State.Runfile = facts.Runfile{Version: "535.104.05", Uninstaller: "/usr/bin/nvidia-uninstall"}, "535.104.05"
