@@ -8,6 +8,12 @@ import _ "embed"
 //go:embed toolkits.tsv
 var Toolkits string
 
+// ToolkitRepos is the table of what series of toolkits NVIDIA's repositories hold, by directory: the first and the
+// last one. It is kept by hand: each row names its source. A repository without a row was not looked at.
+//
+//go:embed toolkit_repos.tsv
+var ToolkitRepos string
+
 // ToolkitRunfiles is the table of CUDA's self-extracting installers, one row a release and machine.
 //
 //go:embed toolkit_runfiles.tsv

@@ -10,6 +10,7 @@ func init() {
 	d := el("amzn", "2023", "Amazon Linux 2023", newDNF("dnf4"))
 	d.RepoDir = map[string]string{"x86_64": "amzn2023/x86_64", "aarch64": "amzn2023/sbsa"}
 	d.Suites = []string{"amazonlinux"}
+	d.GCC = 11 // CUDA installation guide 13.0, validated configurations
 	d.kernel = amazonKernels{}
 	d.Offers = streamed(Offer{Min: 570}, "kernel modules of the guide: streams of Amazon Linux 2023 from 570 on")
 	register(d)

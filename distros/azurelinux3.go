@@ -15,6 +15,7 @@ func init() {
 	d.Suites = []string{"azurelinux-official-*"}
 	d.Boot.Loaders = []Loader{grubDefaults{}}
 	d.Extras = []Extra{releasePackage(m, "the extended repository", "azurelinux-official-extended | azurelinux-extended*", "azurelinux-repos-extended")}
+	d.GCC = 13 // CUDA installation guide 13.0, validated configurations
 	d.kernel = azureKernels{}
 	d.Offers = []Offer{{
 		Source: SourceNVIDIA, Flavor: FlavorOpen, Modules: ModulesDKMS, Min: 570, Packages: []string{"nvidia-open={pin}"},

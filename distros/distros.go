@@ -53,7 +53,9 @@ type Distro struct {
 	BuildTools []string // packages a DKMS build needs besides headers
 	Compiler   []string // packages that make a C program for this system: a compiler and the C library's headers
 	CXX        string   // the package of a C++ compiler
-	GCC        int      // major version of the distribution's compiler, 0 not of interest: see Toolset
+	GCC        int      // major version of the distribution's compiler, 0 unknown
+	Toolsets   bool     // newer compilers come as gcc-toolset-N: see Toolset
+	Glibc      string   // version of the C library where toolkits of CUDA are newer than it, "" new enough for all
 	Vault      Vault    // where packages go that leave the archive
 	Extras     []Extra  // repositories that BuildTools or the driver need besides the distribution's usual ones
 	Components []string // archive components the distribution's own driver packages live in, besides main

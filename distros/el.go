@@ -81,6 +81,7 @@ func rebuilds(version string, m Manager, crbRebuild string) []Distro {
 			epel = releasePackage(m, "EPEL", "ol"+version+"_developer_EPEL | ol"+version+"_u[0-9]*_developer_EPEL", "oracle-epel-release-el"+version)
 		}
 		d.Extras = []Extra{builder, epel}
+		d.Toolsets = true
 		switch r.id {
 		case "rocky":
 			d.Vault = Vault{URL: "https://dl.rockylinux.org/vault/rocky/{minor}/{repo}/{machine}/os/", Keys: "/etc/pki/rpm-gpg/RPM-GPG-KEY-[Rr]ocky*"}
@@ -236,7 +237,7 @@ func rpmKernel(name string) bool {
 // used, where that compiler is newer than the distribution's own: Oracle's UEK (NVIDIA driver installation
 // guide, Oracle Linux). Both are "" where the distribution's own will do.
 func (d Distro) Toolset(f facts.Facts) (pkg, enable string) {
-	if d.GCC == 0 {
+	if !d.Toolsets {
 		return "", ""
 	}
 	major := compilerMajor(f.Kernel.Compiler)
@@ -245,6 +246,15 @@ func (d Distro) Toolset(f facts.Facts) (pkg, enable string) {
 	}
 	pkg = "gcc-toolset-" + strconv.Itoa(major)
 	return pkg, "/opt/rh/" + pkg + "/enable"
+}
+
+// OwnGCC returns the major version of the compiler that the distribution's package manager installs: the one that is
+// known of the distribution, else the one that the guest's kernel was built with; 0 unknown.
+func (d Distro) OwnGCC(f facts.Facts) int {
+	if d.GCC != 0 {
+		return d.GCC
+	}
+	return compilerMajor(f.Kernel.Compiler)
 }
 
 // compilerMajor reads "gcc (GCC) 14.2.1 20250110 (Red Hat 14.2.1-7)"; 0 when it is something else.

@@ -17,6 +17,7 @@ func init() {
 		d.Arches = map[string]string{"x86_64": "x86_64"}
 		d.RepoDir = map[string]string{"x86_64": "rhel7/x86_64"}
 		d.Frozen = "it gets no new drivers"
+		d.Glibc = "2.17"
 		d.Boot.Loaders = []Loader{grubDefaults{}}
 		d.Offers = []Offer{offer}
 		switch r.id {

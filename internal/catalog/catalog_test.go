@@ -150,6 +150,14 @@ func TestEveryBranchIsSound(t *testing.T) {
 			t.Errorf("%d is not found by its number", b.Number)
 		}
 	}
+	// Every branch that was the first or the last one to drive some GPU is there, but for those of before 340.
+	for g := range GPUs() {
+		for _, n := range []int{g.First, g.Last} {
+			if _, ok := BranchByNumber(n); !ok && n > 340 {
+				t.Errorf("%s: branch %d is not in the table", g.Device, n)
+			}
+		}
+	}
 	if _, ok := BranchByNumber(581); ok {
 		t.Error("581 is no branch")
 	}

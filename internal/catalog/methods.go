@@ -44,6 +44,14 @@ func (t Toolkit) Runs(driver string) bool {
 	return CompareVersions(driver, cmp.Or(t.MinDriver, t.Driver)) >= 0
 }
 
+// Glibc is the oldest C library that its compiler runs with, "2.27"; "" none known (spack, cuda/package.py).
+func (t Toolkit) Glibc() string {
+	if CompareVersions(t.Version, "12.8") >= 0 {
+		return "2.27"
+	}
+	return ""
+}
+
 // Whole tells whether a driver of this version gives the toolkit all that it may ask for.
 func (t Toolkit) Whole(driver string) bool { return CompareVersions(driver, t.Driver) >= 0 }
 
@@ -74,6 +82,34 @@ func ToolkitByVersion(version string) (Toolkit, bool) {
 		}
 	}
 	return found, found.Version != ""
+}
+
+// ToolkitRepo is what one of NVIDIA's repositories holds of toolkits.
+type ToolkitRepo struct {
+	Dir         string // "rhel9/x86_64"
+	First, Last string // oldest and newest series; First may be Unknown, Last too, and "" where it still gets new ones
+	Source      string // where the row comes from
+}
+
+// Lacks says why a series of toolkits, "12.8", is not in the repository; "" when it is or may be.
+func (r ToolkitRepo) Lacks(series string) string {
+	switch {
+	case r.First != Unknown && CompareVersions(series, r.First) < 0:
+		return "begins with CUDA " + r.First
+	case r.Last != Unknown && r.Last != "" && CompareVersions(series, r.Last) > 0:
+		return "ends with CUDA " + r.Last
+	}
+	return ""
+}
+
+// ToolkitRepoOf returns what is known of a repository's toolkits, by its directory. Of one that nobody has looked at
+// nothing is known.
+func ToolkitRepoOf(dir string) ToolkitRepo {
+	for line := range rows(assets.ToolkitRepos, dir) {
+		f := strings.Split(line, "\t")
+		return ToolkitRepo{Dir: f[0], First: f[1], Last: f[2], Source: f[3]}
+	}
+	return ToolkitRepo{Dir: dir, First: Unknown, Last: Unknown}
 }
 
 // Runfile is one of NVIDIA's self-extracting installers.

@@ -37,6 +37,7 @@ func TestEveryRowOfTheMethodTablesIsSound(t *testing.T) {
 		key, rows   int
 	}{
 		{"toolkits", assets.Toolkits, 1, 73},
+		{"toolkit repositories", assets.ToolkitRepos, 1, 20},
 		{"toolkit runfiles", assets.ToolkitRunfiles, 2, 156},
 		{"driver runfiles", assets.DriverRunfiles, 2, 122},
 		{"cuda-samples", assets.CUDASamples, 1, 9},

@@ -77,17 +77,35 @@ func (r *request) addToolkit(c *Choice) error {
 	if err := catalog.ParseToolkit(want); err != nil {
 		return &Refusal{What: "--cuda " + want, Reason: "it is auto, none, a series (12.8) or a release (12.8.1)"}
 	}
-	t, known := catalog.ToolkitByVersion(want)
+	t, why, known := r.release(want, *c)
 	if !known {
 		all := catalog.Toolkits()
 		return refuse(fmt.Sprintf("it is not in the tables, which go from %s to %s", all[0].Version, all[len(all)-1].Version), r.nearestToolkit(*c, want))
 	}
-	if why := r.toolkitObjection(t, *c); why != "" {
+	if why != "" {
 		return refuse(why, r.nearestToolkit(*c, want))
 	}
 	r.takeToolkit(c, t, strings.Count(want, ".") == 2)
 	c.Why = append(c.Why, fmt.Sprintf("CUDA %s: asked for.", want))
 	return nil
+}
+
+// release is the toolkit of a version, or of a series the newest release that the guest can have; where it can have
+// none, the newest of all and why not. It reports false for one that is in no table.
+func (r *request) release(want string, c Choice) (t catalog.Toolkit, why string, known bool) {
+	if t, known = catalog.ToolkitByVersion(want); !known {
+		return t, "", false
+	}
+	why = r.toolkitObjection(t, c)
+	if why == "" || t.Version == want {
+		return t, why, true
+	}
+	for _, other := range slices.Backward(catalog.Toolkits()) {
+		if other.Series() == want && !other.Preview && r.toolkitObjection(other, c) == "" {
+			return other, "", true
+		}
+	}
+	return t, why, true
 }
 
 // expected is the driver version that a toolkit is held against: where only the branch is known, its first.
@@ -113,42 +131,79 @@ func (r *request) toolkitObjection(t catalog.Toolkit, c Choice) string {
 
 // toolkitSource says where a toolkit comes from, or why from nowhere.
 func (r *request) toolkitSource(t catalog.Toolkit) (source, why string) {
-	packages := func() string {
-		if _, err := r.repo(); err != nil && !r.w.Bundle.Given() {
-			return err.Error()
-		}
-		known := false
-		for p := range r.f.Offered {
-			known = known || strings.HasPrefix(p, "cuda-toolkit-")
-		}
-		if _, offered := r.f.Offered[toolkitPackage(t)]; known && !offered {
-			return "NVIDIA's repository for " + r.d.Name + " has no " + toolkitPackage(t)
-		}
-		return ""
-	}
-	installer := func() string {
-		if r.w.CUDARunfile.Given() {
-			return ""
-		}
-		if _, ok := catalog.ToolkitRunfile(t.Version, r.f.Arch); !ok {
-			return fmt.Sprintf("the SHA-256 of no installer of CUDA %s for %s is known: give the file by --cuda-runfile, or its URL with --cuda-runfile-sha256", t.Version, r.f.Arch)
-		}
-		return ""
-	}
 	switch {
 	case r.w.CUDARunfile.Given(), r.w.CUDASource == SourceRunfile:
-		return SourceRunfile, installer()
+		return SourceRunfile, r.noInstaller(t)
 	case r.w.CUDASource == SourceNVIDIA:
-		return SourceNVIDIA, packages()
+		return SourceNVIDIA, r.noPackages(t)
 	}
-	why = packages()
+	why = r.noPackages(t)
 	if why == "" {
 		return SourceNVIDIA, ""
 	}
-	if installer() == "" {
+	if r.noInstaller(t) == "" {
 		return SourceRunfile, ""
 	}
 	return SourceNVIDIA, why
+}
+
+// noPackages says why a toolkit cannot come from NVIDIA's repository; "" when it can, as far as is known. What the
+// guest has read of that repository counts more than the table.
+func (r *request) noPackages(t catalog.Toolkit) string {
+	if why := r.tooOld(t); why != "" {
+		return why
+	}
+	repo, err := r.repo()
+	if r.w.Bundle.Given() {
+		return ""
+	}
+	if err != nil {
+		return err.Error()
+	}
+	name := r.sourceName(SourceNVIDIA)
+	if r.toolkitsRead() {
+		if _, offered := r.f.Offered[toolkitPackage(t)]; !offered {
+			return name + " has no " + toolkitPackage(t)
+		}
+		return ""
+	}
+	known := catalog.ToolkitRepoOf(repo.Dir)
+	if why := known.Lacks(t.Series()); why != "" {
+		return name + " " + why
+	}
+	if known.Last == catalog.Unknown && r.d.Frozen != "" && r.w.CUDASource == "" {
+		return "with which CUDA " + name + " ends is not known, and " + r.d.Frozen
+	}
+	return ""
+}
+
+// toolkitsRead tells whether the guest has read the list of a repository with toolkits.
+func (r *request) toolkitsRead() bool {
+	for p := range r.f.Offered {
+		if strings.HasPrefix(p, "cuda-toolkit-") {
+			return true
+		}
+	}
+	return false
+}
+
+// noInstaller says why a toolkit cannot come by its runfile; "" when it can.
+func (r *request) noInstaller(t catalog.Toolkit) string {
+	if why := r.tooOld(t); why != "" || r.w.CUDARunfile.Given() {
+		return why
+	}
+	if _, ok := catalog.ToolkitRunfile(t.Version, r.f.Arch); !ok {
+		return fmt.Sprintf("the SHA-256 of no installer of CUDA %s for %s is known: give the file by --cuda-runfile, or its URL with --cuda-runfile-sha256", t.Version, r.f.Arch)
+	}
+	return ""
+}
+
+// tooOld says why a distribution is too old for a toolkit, however that comes; "" when it is not, as far as is known.
+func (r *request) tooOld(t catalog.Toolkit) string {
+	if need := t.Glibc(); r.d.Glibc != "" && catalog.CompareVersions(r.d.Glibc, need) < 0 {
+		return fmt.Sprintf("CUDA %s needs glibc %s or newer, and %s has %s", t.Version, need, r.d.Name, r.d.Glibc)
+	}
+	return ""
 }
 
 func toolkitPackage(t catalog.Toolkit) string {
@@ -184,10 +239,6 @@ func (r *request) nearestToolkit(c Choice, want string) string {
 	for i, t := range all {
 		if d := max(at-i, i-at); !t.Preview && d < gap && r.toolkitObjection(t, c) == "" {
 			best, gap = "--cuda "+t.Series(), d
-			// A series stands for its newest release, which need not be the one that was found.
-			if s, _ := catalog.ToolkitByVersion(t.Series()); r.toolkitObjection(s, c) != "" {
-				best = "--cuda " + t.Version
-			}
 		}
 	}
 	return best
@@ -198,6 +249,12 @@ func (r *request) takeToolkit(c *Choice, t catalog.Toolkit, exact bool) {
 	source, _ := r.toolkitSource(t)
 	k := Toolkit{Version: t.Version, Series: t.Series(), Exact: exact, Source: source, Dir: "/usr/local/cuda-" + t.Series(), Samples: t.Samples}
 	warn := func(format string, args ...any) { c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...)) }
+	if why := r.noPackages(t); source == SourceRunfile && r.w.CUDASource == "" && !r.w.CUDARunfile.Given() {
+		c.Why = append(c.Why, fmt.Sprintf("CUDA %s by its installer: %s.", t.Series(), why))
+	}
+	if repo, err := r.repo(); source == SourceNVIDIA && err == nil && !r.w.Bundle.Given() && !r.toolkitsRead() && catalog.ToolkitRepoOf(repo.Dir).First == catalog.Unknown {
+		warn("whether %s holds CUDA %s has not been looked at: the install will tell", r.sourceName(SourceNVIDIA), t.Series())
+	}
 	gcc := r.gcc()
 	if gcc > t.GCCMax {
 		warn("gcc %d is newer than CUDA %s takes, up to %d: have nvcc use an older one (nvcc -ccbin g++-%[3]d), or say -allow-unsupported-compiler to it", gcc, t.Series(), t.GCCMax)
@@ -225,8 +282,8 @@ func (r *request) takeToolkit(c *Choice, t catalog.Toolkit, exact bool) {
 	c.CUDA = k
 }
 
-// gcc returns the major release of the guest's gcc, or of the one that its package manager would install; 0
-// unknown.
+// gcc returns the major release of the guest's gcc, or of the one that its package manager would install, which is
+// the distribution's, or else the one that its kernel was built with; 0 unknown.
 func (r *request) gcc() int {
 	version := r.f.Tools["gcc"]
 	if version == "" {
@@ -238,7 +295,7 @@ func (r *request) gcc() int {
 	head, _, _ := strings.Cut(version, ".")
 	n, err := strconv.Atoi(head)
 	if err != nil {
-		return 0
+		return r.d.OwnGCC(r.f)
 	}
 	return n
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"gpuguest/distros"
 	"gpuguest/internal/catalog"
 	"gpuguest/internal/facts"
 )
@@ -43,6 +44,8 @@ func TestMakeDecidesOnInstallersAndToolkits(t *testing.T) {
 		{name: "Kepler", as: "debian:12", gpus: []string{k80}, want: Want{Source: "runfile"}, get: "runfile 470.239.06 proprietary --silent --dkms"},
 		{name: "the seed's own file", as: "debian:11", gpus: []string{gtx1050}, want: Want{Runfile: Runfile{Name: "NVIDIA-Linux-x86_64-390.42.run", SHA256: "ab", Version: "390.42", Arch: "x86_64"}, CUDA: "9.1", CUDASource: "runfile"},
 			get: "runfile 390.42 proprietary --silent --dkms", cuda: "runfile 9.1.85 --silent --toolkit --samples --samplespath=/usr/local/cuda-9.1"},
+		{name: "an old branch that no GPU is pinned to", as: "debian:12", gpus: []string{t4}, want: Want{Runfile: Runfile{Name: "NVIDIA-Linux-x86_64-410.129.run", SHA256: "ab", Version: "410.129", Arch: "x86_64"}},
+			get: "runfile 410.129 proprietary --silent --dkms"},
 		{name: "what an installer put in stays", as: "debian:12", gpus: []string{t4}, want: Want{Source: "runfile"},
 			edit: func(f *facts.Facts) {
 				f.Runfile, f.State.Runfile = facts.Runfile{Version: "535.104.05", Uninstaller: "/usr/bin/nvidia-uninstall"}, "535.104.05"
@@ -64,17 +67,28 @@ func TestMakeDecidesOnInstallersAndToolkits(t *testing.T) {
 		{name: "auto takes what the branch's newest driver allows", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "auto"}, get: "nvidia  open ", cuda: "nvidia 13.0.3 cuda-toolkit-13-0"},
 		{name: "auto stops where the GPU does", as: "debian:12", gpus: []string{v100}, want: Want{CUDA: "auto"}, get: "nvidia  proprietary ", cuda: "nvidia 12.9.2 cuda-toolkit-12-9"},
 		{name: "auto for two GPUs", as: "ubuntu:24.04", gpus: []string{v100, t4}, want: Want{CUDA: "auto"}, get: "nvidia  proprietary ", cuda: "nvidia 12.9.2 cuda-toolkit-12-9"},
-		{name: "auto on an old driver", as: "debian:12", gpus: []string{t4}, want: Want{Source: "distro", CUDA: "auto"}, get: "distro  proprietary ", cuda: "nvidia 12.2.2 cuda-toolkit-12-2"},
+		{name: "auto on an old driver", as: "debian:12", gpus: []string{t4}, want: Want{Source: "distro", CUDA: "auto"}, get: "distro  proprietary ", cuda: "runfile 12.2.2 --silent --toolkit"},
+		{name: "auto where the repository is frozen", as: "ol:7", gpus: []string{v100}, want: Want{CUDA: "auto"}, get: "nvidia  proprietary ", cuda: "nvidia 12.2.2 cuda-toolkit-12-2"},
+		{name: "auto beside a driver newer than the repository", as: "ol:7", gpus: []string{v100}, want: Want{Source: "runfile", CUDA: "auto"}, edit: func(f *facts.Facts) { f.Kernel.Next = "3.10.0-1160.el7.x86_64" },
+			get: "runfile 580.159.04 proprietary --silent --dkms --kernel-module-type=proprietary --no-rebuild-initramfs", cuda: "runfile 12.6.3 --silent --toolkit"},
+		{name: "the installer before the repository's first", as: "rocky:10", gpus: []string{t4}, want: Want{CUDA: "12.9"}, get: "nvidia  open ", cuda: "runfile 12.9.1 --silent --toolkit"},
+		{name: "the installer behind the repository's last", as: "kylin:V10", gpus: []string{t4}, want: Want{CUDA: "13.2", Source: "runfile", Driver: "580"}, edit: func(f *facts.Facts) { f.Kernel.Next = "4.19.90-89.11.v2401.ky10.x86_64" },
+			get: "runfile 580.159.04 open --silent --dkms --kernel-module-type=open --no-rebuild-initramfs", cuda: "runfile 13.2.1 --silent --toolkit", warn: "PTX is not compiled"},
+		{name: "gcc of a distribution that has none yet", as: "rocky:10", gpus: []string{t4}, want: Want{CUDA: "12.6", CUDASource: "runfile"},
+			get: "nvidia  open ", cuda: "runfile 12.6.3 --silent --toolkit --override", warn: "gcc 14 is newer than CUDA 12.6 takes, up to 13"},
+		{name: "gcc that built the kernel", as: "fedora:44", gpus: []string{t4}, want: Want{CUDA: "12.9", CUDASource: "runfile"},
+			edit: func(f *facts.Facts) { f.Kernel.Compiler = "gcc (GCC) 16.0.1 20260127 (Red Hat 16.0.1-1)" },
+			get:  "nvidia  open ", cuda: "runfile 12.9.1 --silent --toolkit --override", warn: "gcc 16 is newer"},
 		{name: "auto for a GPU that its toolkits learnt of late", as: "debian:12", gpus: []string{b300}, want: Want{CUDA: "auto"}, get: "nvidia  open ", cuda: "nvidia 13.0.3 cuda-toolkit-13-0"},
 		{name: "a series", as: "ubuntu:22.04", gpus: []string{t4}, want: Want{CUDA: "12.4"}, get: "nvidia  open ", cuda: "nvidia 12.4.1 cuda-toolkit-12-4"},
 		{name: "a release from an installer", as: "ubuntu:22.04", gpus: []string{a100}, want: Want{CUDA: "11.8.0", CUDASource: "runfile"}, get: "nvidia  open ", cuda: "runfile 11.8.0 --silent --toolkit"},
 		{name: "newer than the driver within its major release", as: "debian:12", gpus: []string{t4}, want: Want{Source: "distro", CUDA: "12.8"}, get: "distro  proprietary ", cuda: "nvidia 12.8.1 cuda-toolkit-12-8", warn: "PTX is not compiled"},
 		{name: "gcc too new", as: "debian:12", gpus: []string{v100}, want: Want{CUDA: "11.8", CUDASource: "runfile"}, edit: func(f *facts.Facts) { f.Tools = map[string]string{"gcc": "12.2.0"} },
 			get: "nvidia  proprietary ", cuda: "runfile 11.8.0 --silent --toolkit --override", warn: "gcc 12 is newer than CUDA 11.8 takes, up to 11"},
-		{name: "gcc that would be installed", as: "debian:12", gpus: []string{v100}, want: Want{CUDA: "12.0"}, edit: func(f *facts.Facts) {
+		{name: "gcc that would be installed", as: "debian:12", gpus: []string{v100}, want: Want{CUDA: "12.4"}, edit: func(f *facts.Facts) {
 			f.Offered = map[string]string{"gcc": "4:14.2.0-1", "nvidia-driver-cuda": "580.95.05-1"}
 		},
-			get: "nvidia  proprietary ", cuda: "nvidia 12.0.1 cuda-toolkit-12-0", warn: "gcc 14 is newer"},
+			get: "nvidia  proprietary ", cuda: "nvidia 12.4.1 cuda-toolkit-12-4", warn: "gcc 14 is newer"},
 		{name: "the installer where there is no repository", as: "ubuntu:24.04", gpus: []string{gh200}, want: Want{CUDA: "12.8"}, edit: func(f *facts.Facts) { f.Arch = "aarch64" },
 			get: "distro  open ", cuda: "runfile 12.8.1 --silent --toolkit"},
 		{name: "no GPU yet", as: "debian:12", want: Want{NoGPU: true, CUDA: "12.8"}, get: "nvidia  open ", cuda: "nvidia 12.8.1 cuda-toolkit-12-8", warn: "no GPU is named: whether CUDA"},
@@ -152,12 +166,15 @@ func TestMakeRefusesWhatNoInstallerOrToolkitCanBe(t *testing.T) {
 		{name: "a toolkit nobody knows", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "14.0"}, says: []string{"not in the tables", "13.4.2"}, nearest: "--cuda 13.4"},
 		{name: "a toolkit that is no version", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "newest"}, says: []string{"auto, none"}},
 		{name: "no installer of it is known", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "13.4", CUDASource: "runfile", Driver: "616"}, edit: func(f *facts.Facts) { f.Kernel.Next = "6.12.1-1-amd64" },
-			says: []string{"SHA-256 of no installer of CUDA 13.4.2"}, nearest: "--cuda 13.3.0"},
+			says: []string{"SHA-256 of no installer of CUDA 13.4.2"}, nearest: "--cuda 13.3"},
 		{name: "the repository does not have it", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "12.0", CUDASource: "nvidia"},
 			edit: func(f *facts.Facts) {
 				f.Offered = map[string]string{"cuda-toolkit-12-8": "12.8.1-1", "nvidia-driver-cuda": "580.95.05-1"}
 			},
 			says: []string{"has no cuda-toolkit-12-0"}, nearest: "--cuda 12.8"},
+		{name: "before the repository's first", as: "fedora:44", gpus: []string{t4}, want: Want{CUDA: "11.8", CUDASource: "nvidia"}, says: []string{"NVIDIA's repository for Fedora 44 begins with CUDA 13.3"}, nearest: "--cuda 13.3"},
+		{name: "behind the repository's last", as: "kylin:V10", gpus: []string{t4}, want: Want{CUDA: "13.3", CUDASource: "nvidia"}, says: []string{"Kylin V10 ends with CUDA 13.1"}, nearest: "--cuda 13.1"},
+		{name: "a C library too old", as: "centos:7", gpus: []string{v100}, want: Want{CUDA: "12.9", Source: "runfile"}, says: []string{"needs glibc 2.27 or newer", "has 2.17"}, nearest: "--cuda 12.6"},
 		{name: "a toolkit's file and none wanted", as: "debian:12", gpus: []string{t4}, want: Want{CUDARunfile: Runfile{Name: "cuda.run", SHA256: "ab"}}, says: []string{"--cuda"}},
 		{name: "a toolkit's file of another release", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "12.8", CUDARunfile: Runfile{Name: "cuda.run", SHA256: "ab", Version: "12.4.1"}}, says: []string{"holds CUDA 12.4.1"}},
 		{name: "a source of toolkits nobody knows", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "12.8", CUDASource: "distro"}, says: []string{"--cuda-source distro", "nvidia, runfile"}},
@@ -255,6 +272,53 @@ func TestEveryGPUBranchAndToolkitIsPlannedOrRefusedWithAReason(t *testing.T) {
 	}
 	if planned < 5000 || refused < 20000 {
 		t.Errorf("only %d planned and %d refused: the walk does not walk", planned, refused)
+	}
+}
+
+// Every distribution and machine, with every toolkit and with the newest that can be: none is planned from a
+// repository that does not hold it.
+func TestNoToolkitIsTakenFromARepositoryThatLacksIt(t *testing.T) {
+	packages, installers, refused := 0, 0, 0
+	for _, d := range distros.All() {
+		for machine, dir := range d.RepoDir {
+			f, _ := guest(t, d.String(), t4)
+			f.Arch = machine
+			f.Kernel.Next = "6.1.0-50-amd64"
+			known := catalog.ToolkitRepoOf(dir)
+			if d.Frozen != "" && d.RepoKey.File != "" && known.Last == catalog.Unknown {
+				t.Errorf("%s gets nothing new, and with which CUDA it ends is not known", dir)
+			}
+			r := request{f: f, d: d, w: Want{KeyringSHA256: strings.Repeat("ab", 32)}}
+			for _, source := range []string{"", SourceNVIDIA} {
+				r.w.CUDASource = source
+				for _, k := range catalog.Toolkits() {
+					c := Choice{Branch: 616}
+					r.w.CUDA = k.Version
+					if err := r.addToolkit(&c); err != nil {
+						refused++
+						continue
+					}
+					if c.CUDA.Source == SourceRunfile {
+						installers++
+						continue
+					}
+					packages++
+					if why := known.Lacks(k.Series()); why != "" || d.Glibc != "" && k.Glibc() != "" {
+						t.Errorf("%s: CUDA %s is planned, and it %s", dir, k.Version, why)
+					}
+				}
+				for _, b := range catalog.Branches() {
+					c := Choice{Branch: b.Number}
+					r.w.CUDA = CUDAAuto
+					if err := r.addToolkit(&c); err == nil && c.CUDA.Source == SourceNVIDIA && known.Lacks(c.CUDA.Series) != "" {
+						t.Errorf("%s: the newest for %d is CUDA %s, and it %s", dir, b.Number, c.CUDA.Series, known.Lacks(c.CUDA.Series))
+					}
+				}
+			}
+		}
+	}
+	if packages < 2000 || installers < 200 || refused < 1000 {
+		t.Errorf("%d by packages, %d by installers, %d refused: the walk does not walk", packages, installers, refused)
 	}
 }
 
