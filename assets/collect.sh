@@ -14,7 +14,7 @@ unset CDPATH
 R=${GPUGUEST_ROOT:-}
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 T=
-if command -v timeout >/dev/null 2>&1; then T='timeout 60'; fi
+if command -v timeout >/dev/null 2>&1; then T='timeout -k 5 60'; fi
 MB=1048576
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -107,8 +107,24 @@ said() {
 		[ $said_code -eq 0 ] || echo "(exit $said_code)"
 	} | take "$said_name" "$said_bytes"
 }
-said guest/nvidia-smi.txt $((MB / 4)) nvidia-smi
-said guest/nvidia-smi-q.txt "$MB" nvidia-smi -q
+# What asks a GPU may hang where no signal ends it, and that is when a bundle is wanted.
+# limited.sh
+asked() {
+	asked_name=$1 asked_bytes=$2
+	shift 2
+	have "$1" || return 0
+	limited 60 "$@"
+	asked_code=$?
+	{
+		cat "$t/said" "$t/errors"
+		[ $asked_code -eq 0 ] || echo "(exit $asked_code)"
+	} | take "$asked_name" "$asked_bytes"
+}
+if have timeout && t=$(mktemp -d); then
+	asked guest/nvidia-smi.txt $((MB / 4)) nvidia-smi
+	asked guest/nvidia-smi-q.txt "$MB" nvidia-smi -q
+	rm -rf "$t"
+fi
 said guest/lspci.txt "$MB" lspci -vvnn
 said guest/lsmod.txt $((MB / 4)) lsmod
 said guest/modinfo-nvidia.txt $((MB / 4)) modinfo nvidia
