@@ -13,13 +13,19 @@ set -u
 LC_ALL=C
 export LC_ALL
 layout=${GPUGUEST_MIG_LAYOUT:-/usr/local/lib/gpuguest/mig.layout}
+t=$(mktemp -d) || exit 1
+trap 'rm -rf "$t"' EXIT
+trap 'exit 143' HUP INT TERM
+
+# limited.sh
 
 # mode ADDRESS: the GPU's mode in $current, and the one after its next reset in $pending.
 mode() {
-	out=$(timeout 60 nvidia-smi -i "$1" --query-gpu=mig.mode.current,mig.mode.pending --format=csv,noheader 2>&1) || {
-		printf '%s: nvidia-smi: %s\n' "$1" "$out"
+	limited 60 nvidia-smi -i "$1" --query-gpu=mig.mode.current,mig.mode.pending --format=csv,noheader || {
+		printf '%s: nvidia-smi: exit %s: %s\n' "$1" "$?" "$(cat "$t/said" "$t/errors")"
 		return 1
 	}
+	out=$(cat "$t/said")
 	current=${out%%,*}
 	pending=${out##*, }
 	case $current in
@@ -33,13 +39,14 @@ mode() {
 
 # listed WHAT ADDRESS: the profiles of its GPU instances (-lgi) or compute instances (-lci), sorted.
 listed() {
-	timeout 60 nvidia-smi mig "$1" -i "$2" 2>/dev/null | awk '{ for (i = 1; i < NF; i++) if ($i == "MIG") print $(i + 1) }' | sort
+	limited 60 nvidia-smi mig "$1" -i "$2"
+	awk '{ for (i = 1; i < NF; i++) if ($i == "MIG") print $(i + 1) }' "$t/said" | sort
 }
 
 # told COMMAND...: what it says is shown only when it fails.
 told() {
-	out=$(timeout 120 "$@" 2>&1) && return 0
-	printf '%s: %s\n' "$*" "$out"
+	limited 120 "$@" && return 0
+	printf '%s: exit %s: %s\n' "$*" "$?" "$(cat "$t/said" "$t/errors")"
 	return 1
 }
 

@@ -1,6 +1,9 @@
 package assets
 
-import _ "embed"
+import (
+	_ "embed"
+	"strings"
+)
 
 // Job starts, follows and lists jobs in a guest; see its head for the arguments.
 //
@@ -11,3 +14,13 @@ var Job string
 //
 //go:embed hold.sh
 var Hold string
+
+// Limited is the shell function limited, which runs a command that may hang in the kernel; see its head.
+//
+//go:embed limited.sh
+var Limited string
+
+// withLimited puts Limited where a script says that it stands.
+func withLimited(script string) string {
+	return strings.Replace(script, "# limited.sh\n", Limited, 1)
+}

@@ -9,6 +9,7 @@ import _ "embed"
 var MIGs string
 
 // MIG is the script that divides GPUs at every boot.
-//
+var MIG = withLimited(mig)
+
 //go:embed mig.sh
-var MIG string
+var mig string

@@ -159,7 +159,7 @@ func TestMIGScriptSaysWhatNvidiaSMISaid(t *testing.T) {
 		says  string
 	}{
 		{"in use", map[string]string{"layout": "0000:01:00.0 1g.5gb\n", "0000:01:00.0.mode": "Disabled Disabled\n"}, "BUSY=1", "In use by another client"},
-		{"no such GPU", map[string]string{"layout": "0000:09:00.0 1g.5gb\n"}, "", "0000:09:00.0: nvidia-smi: No devices were found"},
+		{"no such GPU", map[string]string{"layout": "0000:09:00.0 1g.5gb\n"}, "", "0000:09:00.0: nvidia-smi: exit 6: No devices were found"},
 		{"cannot be divided", map[string]string{"layout": "0000:01:00.0 1g.5gb\n", "0000:01:00.0.mode": "[N/A] [N/A]\n"}, "", "cannot be divided"},
 		{"no such profile", map[string]string{"layout": "0000:01:00.0 9g.5gb\n", "0000:01:00.0.mode": "Enabled Enabled\n"}, "", "Failed to create GPU instance: Invalid Argument"},
 	} {

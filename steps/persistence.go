@@ -1,6 +1,8 @@
 package steps
 
 import (
+	"fmt"
+
 	"gpuguest/internal/action"
 	"gpuguest/internal/sh"
 )
@@ -27,11 +29,20 @@ func init() {
 				`[ "$(systemctl is-enabled `+unit+` 2>/dev/null)" = enabled ] || { echo `+unit+` "is not enabled at boot"; exit 1; }`)
 			if hasGPU(in) {
 				script = append(script,
-					`[ "$(systemctl is-active `+unit+` 2>/dev/null)" = active ] || { echo `+unit+` "does not run"; systemctl status --no-pager -n 5 `+unit+` 2>&1 | tail -n 6; exit 1; }`,
-					`pid=$(systemctl show -p MainPID `+unit+`); pid=${pid#MainPID=}`,
-					`user=$(stat -c %U "/proc/$pid" 2>/dev/null) || user=unknown`,
-					`[ "$user" != root ] || { echo "nvidia-persistenced runs as root"; exit 1; }`,
-					`echo "nvidia-persistenced runs as $user"`)
+					`if [ "$(systemctl is-active `+unit+` 2>/dev/null)" = active ]; then`,
+					`	pid=$(systemctl show -p MainPID `+unit+`); pid=${pid#MainPID=}`,
+					`	user=$(stat -c %U "/proc/$pid" 2>/dev/null) || user=unknown`,
+					`	[ "$user" != root ] || { echo "nvidia-persistenced runs as root"; exit 1; }`,
+					`	echo "nvidia-persistenced runs as $user"`,
+					`	exit 0`,
+					`fi`,
+					// The fallback of Apply lasts until the next boot, at which the unit is tried again.
+					private,
+					limited(),
+					`limited 60 nvidia-smi --query-gpu=persistence_mode --format=csv,noheader || :`,
+					`on=$(grep -cx ' *Enabled *' "$t/said") || :`,
+					fmt.Sprintf(`[ "$on" -eq %s ] || { echo `, gpuCount(in))+unit+` "does not run"; systemctl status --no-pager -n 5 `+unit+` 2>&1 | tail -n 6; exit 1; }`,
+					`echo `+sh.Quote(WarningMark+in.Choice.Persistence.Unit+" does not run; persistence mode was turned on by nvidia-smi -pm, until the next boot"))
 			}
 			return lines(script...)
 		},
@@ -40,10 +51,15 @@ func init() {
 			script := `systemctl enable ` + unit
 			if hasGPU(in) {
 				script = lines(script,
-					`if ! systemctl start `+unit+`; then`,
+					`if ! systemctl start `+unit+` || [ "$(systemctl is-active `+unit+`)" != active ]; then`,
 					// The daemon's job by the driver's own, deprecated means: better than a GPU that forgets its
 					// state between programs (NVIDIA driver persistence documentation, "legacy persistence mode").
-					`	timeout 60 nvidia-smi -pm 1`,
+					`	(`,
+					private,
+					limited(),
+					`	limited 60 nvidia-smi -pm 1 || echo "nvidia-smi -pm 1: exit $?"`,
+					`	cat "$t/said" "$t/errors"`,
+					`	)`,
 					`fi`)
 			}
 			var acts []action.Action

@@ -152,6 +152,9 @@ func claimed(in Input) bool {
 	return slices.ContainsFunc(blocked, func(m string) bool { return in.Facts.Loaded[m] })
 }
 
+// WarningMark begins a line of a check or an action that the user should read although the step went on.
+const WarningMark = "gpuguest: warning: "
+
 // evidence prints the kernel's lines about the GPU, for a check that failed: each once and without its time, as
 // every attempt to load the module repeats them, and the first, which names the cause, must not fall off the end.
 const evidence = `{ dmesg 2>/dev/null || journalctl -k -b -q --no-pager -o cat 2>/dev/null; } | grep -E 'NVRM|nvidia|nouveau|[Nn]ova|BAR ' | sed 's/^\[ *[0-9.]*\] //' | awk '!seen[$0]++' | tail -n 40 || true`

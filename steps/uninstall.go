@@ -62,6 +62,29 @@ func emptied(absent []string) []string {
 	return all
 }
 
+// eachImage is sh that does something for the initramfs $i of each kernel $k: the next one's, and any other's that was
+// made since gpuguest's first change. Other images are where the next kernel's is, named by its release.
+func eachImage(in Input, do ...string) string {
+	before, after, named := strings.Cut(in.Facts.Boot.Image, in.Facts.Kernel.Next)
+	image, kernels := sh.Quote(in.Facts.Boot.Image), sh.Quote(in.Facts.Kernel.Next)
+	if named && in.Facts.Kernel.Next != "" {
+		image, kernels = sh.Quote(before)+`"$k"`+sh.Quote(after), kernels+` /lib/modules/*`
+	}
+	return lines(
+		`for k in `+kernels+`; do`,
+		`	k=${k##*/}`,
+		`	i=`+image,
+		`	[ -e "$i" ] || continue`,
+		`	[ "$k" = `+sh.Quote(in.Facts.Kernel.Next)+` ] || [ ! "$i" -ot "$S/before/cmdline" ] || continue`,
+		lines(do...),
+		`done`)
+}
+
+// anyImage fills the words of eachImage into one of a maker's texts.
+func anyImage(text string) string {
+	return strings.NewReplacer("{kernel}", `"$k"`, "{image}", `"$i"`).Replace(text)
+}
+
 func init() {
 	registerRemoval(Step{
 		ID:    "ready",
@@ -188,7 +211,7 @@ func init() {
 				script = append(script, l.Gone(in.Facts, setArgs(in)))
 			}
 			if m, ok := maker(in); ok && in.Facts.Boot.Image != "" {
-				script = append(script, `! `+fill(in, m, m.List)+` | grep -F -q -- `+sh.Quote(strings.TrimPrefix(blocklistPath, "/"))+` || { echo "the initramfs holds the blocklist"; exit 1; }`)
+				script = append(script, eachImage(in, `! `+anyImage(m.List)+` | grep -F -q -- `+sh.Quote(strings.TrimPrefix(blocklistPath, "/"))+` || { echo "$i holds the blocklist"; exit 1; }`))
 			}
 			return lines(script...)
 		},
@@ -199,6 +222,12 @@ func init() {
 			}
 			if m, ok := maker(in); ok && in.Facts.Boot.Image != "" {
 				acts = append(acts, action.Run{Title: "build " + in.Facts.Boot.Image, Script: fill(in, m, m.Rebuild)})
+				// A kernel's package, DKMS or dpkg's triggers made others while the blocklist was there.
+				acts = append(acts, action.Run{Title: "build what else holds the blocklist", Script: eachImage(in,
+					`if `+anyImage(m.List)+` | grep -F -q -- `+sh.Quote(strings.TrimPrefix(blocklistPath, "/"))+`; then`,
+					`	echo "$i"`,
+					`	`+anyImage(m.Rebuild),
+					`fi`)})
 			}
 			return acts
 		},

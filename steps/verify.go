@@ -107,18 +107,26 @@ func init() {
 			// are counted instead. All nvidia-smi says goes to standard output, errors too.
 			return lines(
 				private,
-				`set +e; out=$(timeout 120 nvidia-smi --query-gpu=pci.bus_id,name,driver_version,persistence_mode,temperature.gpu --format=csv,noheader,nounits 2>&1); code=$?; set -e`,
+				limited(),
+				`code=0; limited 120 nvidia-smi --query-gpu=pci.bus_id,name,driver_version,persistence_mode,temperature.gpu --format=csv,noheader,nounits || code=$?`,
+				`out=$(cat "$t/said" "$t/errors")`,
 				`if [ $code -ne 0 ]; then`,
+				`	case $code in 124 | 137) echo "nvidia-smi did not end within 120 s" ;; esac`,
 				`	printf 'nvidia-smi: exit %s: %s\n' "$code" "$out"`,
 				`	`+evidence,
 				`	exit 1`,
 				`fi`,
-				`count=$(printf '%s\n' "$out" | grep -c ', ') || true`,
+				// Before or behind the rows it may print a warning of a GPU's ("WARNING: infoROM is corrupted at gpu
+				// 0000:01:00.0"), which is told and is no GPU.
+				`rows=$(printf '%s\n' "$out" | grep -E '^ *[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f], ') || rows=`,
+				`printf '%s\n' "$out" | grep -Ev '^ *([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f], |$)' | sed 's/^/`+WarningMark+`nvidia-smi: /' || true`,
+				`count=$(printf '%s\n' "$rows" | grep -c .) || true`,
 				fmt.Sprintf(`[ "$count" -eq %s ] || { echo "nvidia-smi lists $count of %s GPUs"; %s; exit 1; }`, gpuCount(in), gpuCount(in), evidence),
-				`printf '%s\n' "$out" | while IFS= read -r line; do`,
-				`	version=$(printf '%s' "$line" | awk -F ', ' '{print $3}')`,
-				`	mode=$(printf '%s' "$line" | awk -F ', ' '{print $4}')`,
-				`	degrees=$(printf '%s' "$line" | awk -F ', ' '{print $5}')`,
+				`printf '%s\n' "$rows" | while IFS= read -r line; do`,
+				// A name has no comma, and would it have one, the last fields are still the last.
+				`	degrees=${line##*, } line_of=${line%, *}`,
+				`	mode=${line_of##*, } line_of=${line_of%, *}`,
+				`	version=${line_of##*, }`,
 				`	case $version in`,
 				`	`+versionPattern(in)+`) ;;`,
 				`	*) echo "nvidia-smi reports driver $version, planned is `+planned(in)+`"; exit 1 ;;`,
@@ -129,8 +137,7 @@ func init() {
 				`done`,
 				// The document for programs tells what the fields do not. A driver that does not answer it says
 				// nothing, and nothing is concluded from that. Serial numbers stay in the guest.
-				`set +e; timeout 120 nvidia-smi -q -x >"$t/xml" 2>/dev/null; code=$?; set -e`,
-				`if [ $code -eq 0 ]; then grep -v '<serial>' "$t/xml" >"$t/log" || :; `+marked(`"$t/log"`)+`; fi`)
+				`if limited 120 nvidia-smi -q -x; then grep -v '<serial>' "$t/said" >"$t/log" || :; `+marked(`"$t/log"`)+`; fi`)
 		},
 		Read: func(_ Input, data string) (json.RawMessage, string) {
 			l, err := smi.Parse([]byte(data))

@@ -6,10 +6,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 
 	"gpuguest/assets"
 	"gpuguest/internal/cuda"
+	"gpuguest/internal/sh"
 )
 
 // packedProbe is the probe's source as base64 of gzip, for a check that has to bring it along.
@@ -58,6 +60,10 @@ const private = `t=$(mktemp -d)
 trap 'rm -rf "$t"' EXIT
 trap 'exit 143' HUP INT TERM`
 
+// limited is the shell function limited SECONDS COMMAND..., for what may hang in the kernel: assets/limited.sh. It needs
+// private before it.
+func limited() string { return strings.TrimSuffix(sh.Lean(assets.Limited), "\n") }
+
 func init() {
 	register(Step{
 		ID:     "verify-cuda",
@@ -68,20 +74,22 @@ func init() {
 		Check: func(in Input) string {
 			return lines(
 				private,
+				limited(),
 				haveProbe(in),
 				// What a person reads is on standard error.
-				fmt.Sprintf(`set +e; timeout %d "$probe" --timeout %d --expect %s%s >"$t/json"; code=$?; set -e`,
+				fmt.Sprintf(`code=0; limited %d "$probe" --timeout %d --expect %s%s || code=$?`,
 					probeSeconds+30, probeSeconds, gpuCount(in), probeFlags(in)),
-				`[ ! -s "$t/json" ] || `+marked(`"$t/json"`),
+				`cat "$t/errors"`,
+				`[ ! -s "$t/said" ] || `+marked(`"$t/said"`),
 				`case $code in`,
 				`0) exit 0 ;;`,
-				`124) echo "the probe did not end within its time" ;;`,
+				`124 | 137) echo "the probe did not end within its time" ;;`,
 				`126) echo "programs may not be run from ${probe%/*}" ;;`,
 				`esac`,
 				`[ -d /sys/module/nvidia_uvm ] || echo "the nvidia-uvm module is not loaded"`,
 				`[ -e /dev/nvidia-uvm ] || echo "/dev/nvidia-uvm is missing"`,
 				// With MIG on, CUDA lists instances (NVIDIA's MIG user guide, "Device Enumeration").
-				`if timeout 60 nvidia-smi --query-gpu=mig.mode.current --format=csv,noheader 2>/dev/null | grep -q Enabled; then echo "MIG is on: CUDA lists instances and not the GPUs"; fi`,
+				`if limited 60 nvidia-smi --query-gpu=mig.mode.current --format=csv,noheader && grep -q Enabled "$t/said"; then echo "MIG is on: CUDA lists instances and not the GPUs"; fi`,
 				evidence,
 				`exit 1`)
 		},

@@ -101,6 +101,7 @@ func findTool(places []string) string {
 func (s sample) check(in Input) string {
 	script := []string{
 		private,
+		limited(),
 		findTool(s.places),
 		`from=$tool`,
 	}
@@ -118,17 +119,17 @@ func (s sample) check(in Input) string {
 		`unset CUDA_VISIBLE_DEVICES`,
 		`export CUDA_CACHE_DISABLE=1`,
 		`cd "$t"`,
-		fmt.Sprintf(`set +e; timeout %d "$tool" %s >"$t/out" 2>&1; code=$?; set -e`, s.seconds, s.args))
+		fmt.Sprintf(`code=0; limited %d "$tool" %s || code=$?; cat "$t/said" "$t/errors" >"$t/out"`, s.seconds, s.args))
 	if s.tool == cuda.ToolNVBandwidth {
 		script = append(script,
 			// Releases before 0.5 know no -j.
-			fmt.Sprintf(`if [ $code -ne 0 ] && ! grep -q '"nvbandwidth"' "$t/out"; then set +e; timeout %d "$tool" %s >"$t/out" 2>&1; code=$?; set -e; fi`, s.seconds, strings.TrimPrefix(s.args, "-j ")))
+			fmt.Sprintf(`if [ $code -ne 0 ] && ! grep -q '"nvbandwidth"' "$t/out"; then code=0; limited %d "$tool" %s || code=$?; cat "$t/said" "$t/errors" >"$t/out"; fi`, s.seconds, strings.TrimPrefix(s.args, "-j ")))
 	}
 	script = append(script,
 		`head -c 200000 "$t/out" >"$t/head"`,
 		marked(`"$t/head"`),
 		`echo "$from"`,
-		`[ $code -ne 124 ] || echo "`+s.tool+fmt.Sprintf(` did not end within %d s"`, s.seconds),
+		`case $code in 124 | 137) echo "`+s.tool+fmt.Sprintf(` did not end within %d s" ;; esac`, s.seconds),
 		`[ $code -eq 0 ] || { echo "exit $code"; tail -n 15 "$t/out"; exit 1; }`)
 	if s.tool == cuda.ToolDeviceQuery {
 		script = append(script, fmt.Sprintf(`grep -Eq "NumDevs = %s([^0-9]|$)" "$t/out" || { echo "deviceQuery does not see %s GPUs"; exit 1; }`, gpuCount(in), gpuCount(in)))

@@ -67,7 +67,10 @@ func init() {
 		Wanted: func(in Input) bool { return virtual(in) && hasGPU(in) },
 		Check: func(Input) string {
 			return lines(
-				`status=$(timeout 60 nvidia-smi -q 2>&1 | sed -n 's/^ *License Status *: *//p' | sort -u)`,
+				private,
+				limited(),
+				`limited 60 nvidia-smi -q || :`,
+				`status=$(sed -n 's/^ *License Status *: *//p' "$t/said" | sort -u)`,
 				`[ -n "$status" ] || { echo "nvidia-smi tells no license status: this is no vGPU driver"; exit 1; }`,
 				`[ -z "$(printf '%s\n' "$status" | grep -v '^Licensed')" ] || { echo "license status: $status"; journalctl -u `+vgpuUnit+` -b -q --no-pager -o cat -n 5 2>/dev/null; exit 1; }`,
 				`echo "license status: $status"`)
@@ -77,11 +80,15 @@ func init() {
 				`systemctl enable `+vgpuUnit+` || :`,
 				`systemctl restart `+vgpuUnit,
 				// It asks the licence server, which takes a few seconds.
+				`(`,
+				private,
+				limited(),
 				`n=0`,
-				`until timeout 60 nvidia-smi -q 2>/dev/null | grep -q '^ *License Status *: *Licensed' || [ "$n" -ge 30 ]; do`,
+				`until { limited 60 nvidia-smi -q && grep -q '^ *License Status *: *Licensed' "$t/said"; } || [ "$n" -ge 30 ]; do`,
 				`	n=$((n + 1))`,
 				`	sleep 2`,
-				`done`)}}
+				`done`,
+				`)`)}}
 		},
 		Hint: "see that the guest reaches the licence server that the token names, and that its clock is right",
 	})

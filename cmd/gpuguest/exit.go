@@ -17,7 +17,7 @@ import (
 const (
 	exitDone        = 0
 	exitUsage       = 1 // wrong usage, or a mistake of gpuguest's own
-	exitStep        = 2 // a step failed, or something of a bundle could not be had
+	exitStep        = 2 // a step or what the guest was asked failed, or something of a bundle could not be had
 	exitUnreachable = 3 // the guest could not be reached, or not as root
 	exitUnsupported = 4 // no driver can be what was asked for, or the guest is not one that gpuguest knows
 	exitVerify      = 5 // the driver is installed and does not work
@@ -67,7 +67,7 @@ func exitCode(err error) int {
 	case errors.As(err, &step) && step.Verify, errors.As(err, &unproved), errors.Is(err, errFatalVerdict):
 		return exitVerify
 	case errors.As(err, &step), errors.As(err, &planned), errors.As(err, &gathered), errors.Is(err, engine.ErrBootLoop), errors.Is(err, bake.ErrLock),
-		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrChanged), errors.Is(err, guest.ErrJobStart):
+		errors.Is(err, guest.ErrNoSpace), errors.Is(err, guest.ErrChanged), errors.Is(err, guest.ErrJobStart), errors.Is(err, guest.ErrTimeout), errors.Is(err, guest.ErrTooMuch), errors.Is(err, guest.ErrLock):
 		return exitStep
 	}
 	return exitUsage

@@ -173,9 +173,10 @@ func (a *app) converge(ctx context.Context, b bootFlags, files map[string]string
 		return a.member.run(ctx, cfg)
 	}
 	ui := newUI(a.err, a.host)
-	cfg.Tell = ui.tell
+	cfg.Tell, a.screen = ui.tell, ui
 	result, err := engine.Run(ctx, cfg)
 	ui.close()
+	a.screen = nil
 	return a.tellResult(report.New(result, exitCode(err), time.Now()), err)
 }
 
@@ -270,6 +271,7 @@ func (a *app) powerCycle(command string) func(context.Context) error {
 			return name == sudoPasswordVariable || name == proxyVariable
 		}), "GPUGUEST_HOST="+a.host)
 		c.Stdout, c.Stderr = a.err, a.err
+		defer a.aside()()
 		return c.Run()
 	}
 }

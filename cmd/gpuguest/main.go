@@ -19,6 +19,7 @@ func main() {
 	// as often costs next to nothing and keeps an upload over a long way below 25 MB (make bench).
 	debug.SetGCPercent(50)
 	ctx, cancel := context.WithCancelCause(context.Background())
+	tty := new(terminal)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
@@ -26,9 +27,10 @@ func main() {
 		cancel(errInterrupted)
 		<-signals
 		// The second one is for whoever does not want to wait for the farewell.
+		tty.restore()
 		os.Exit(exitInterrupted)
 	}()
-	c := console{in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	c := console{in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: tty}
 	if dir, err := os.UserCacheDir(); err == nil {
 		c.cache = filepath.Join(dir, "gpuguest")
 	}

@@ -27,6 +27,7 @@ type console struct {
 	in       io.Reader
 	out, err io.Writer
 	cache    string // folder of the user's where facts are kept from one run to the next, "" for nowhere
+	terminal *terminal
 }
 
 // reach holds the flags that say how to reach a guest.
@@ -56,6 +57,8 @@ type app struct {
 	// booted is the image that this app works on in place of a guest that flags name; nil: there is none.
 	booted oven.Guest
 	files  reportFiles
+	// screen shows the run that is under way; nil: there is none, or it is one of many.
+	screen *ui
 	// reported: the command's JSON is written already, with its error in it.
 	reported bool
 }
@@ -177,7 +180,7 @@ func (a *app) guestConfig() (guest.Config, error) {
 	c := guest.Config{
 		Host: t.Host, Port: t.Port, User: t.User, Identities: a.identities, SSHConfig: a.sshConfig, KnownHosts: a.knownHosts,
 		Agent: os.Getenv("SSH_AUTH_SOCK"), ConnectTimeout: a.timeout,
-		Notice: func(s string) { fmt.Fprintf(a.err, "gpuguest: %s\n", s) },
+		Notice: a.notice,
 	}
 	if a.port != 0 {
 		c.Port = a.port
@@ -229,7 +232,28 @@ func (h hostFlag) String() string {
 
 func (h hostFlag) Type() string { return "string" }
 
+// notice prints a line that stays.
+func (a *app) notice(s string) {
+	if a.screen == nil {
+		fmt.Fprintf(a.err, "gpuguest: %s\n", s)
+		return
+	}
+	a.screen.mu.Lock()
+	defer a.screen.mu.Unlock()
+	a.screen.print("gpuguest: " + s)
+}
+
+// aside takes the bar off the terminal, where there is one, until back is called.
+func (a *app) aside() (back func()) {
+	if a.screen == nil {
+		return func() {}
+	}
+	return a.screen.aside()
+}
+
 func (a *app) askSecret(in *os.File, prompt string) ([]byte, error) {
+	defer a.aside()()
+	defer a.terminal.keep(int(in.Fd()))()
 	fmt.Fprint(a.err, prompt)
 	secret, err := term.ReadPassword(int(in.Fd()))
 	fmt.Fprintln(a.err)

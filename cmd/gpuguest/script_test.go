@@ -18,6 +18,7 @@ func TestMain(m *testing.M) {
 			defer stop()
 			os.Exit(run(ctx, os.Args[1:], console{in: os.Stdin, out: os.Stdout, err: os.Stderr}))
 		},
+		"gpuguest-main": main, // with its own signals and folders
 	})
 }
 

@@ -5,6 +5,7 @@ package main
 //   - a bar and colour only where standard error is a terminal; plain lines everywhere else;
 //   - a line of the guest's output is shown cut to the terminal's width and with control characters taken
 //     out: a guest does not get to move the user's cursor;
+//   - the bar stays away while something else has the terminal: a prompt, a command of the user's;
 //   - messages are lower case and have no full stop; an error comes with what to do next.
 
 import (
@@ -36,6 +37,8 @@ type ui struct {
 	since time.Time
 	drawn time.Time
 	pulse *pulse // nil where there is no bar
+	away  int    // how many others have the terminal
+	later []string
 }
 
 func newUI(w io.Writer, host string) *ui {
@@ -114,8 +117,29 @@ func (u *ui) close() {
 	}
 }
 
+// aside takes the bar off the terminal for something else that is shown there, until back is called.
+func (u *ui) aside() (back func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.away++; u.bar != nil && u.away == 1 {
+		_ = u.bar.Clear()
+	}
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.away--; u.away > 0 {
+			return
+		}
+		for _, line := range u.later {
+			fmt.Fprintln(u.w, line)
+		}
+		u.later = nil
+		u.draw()
+	}
+}
+
 func (u *ui) draw() {
-	if u.bar == nil {
+	if u.bar == nil || u.away > 0 {
 		return
 	}
 	u.drawn = time.Now()
@@ -131,12 +155,18 @@ func (u *ui) draw() {
 	_ = u.bar.RenderBlank()
 }
 
-// say prints a line that stays.
-func (u *ui) say(format string, args ...any) {
+// say prints a line about the guest that stays.
+func (u *ui) say(format string, args ...any) { u.print(u.host + ": " + fmt.Sprintf(format, args...)) }
+
+func (u *ui) print(line string) {
+	if u.away > 0 {
+		u.later = append(u.later, line)
+		return
+	}
 	if u.bar != nil {
 		_ = u.bar.Clear()
 	}
-	fmt.Fprintf(u.w, u.host+": "+format+"\n", args...)
+	fmt.Fprintln(u.w, line)
 	u.draw()
 }
 
@@ -179,7 +209,7 @@ func (u *ui) tell(e engine.Event) {
 			u.say("%d/%d %s: %s, %s", e.Index, e.Of, e.Step, e.State, report.Seconds(time.Since(u.since).Seconds()))
 		}
 		u.line, u.since = "", time.Time{}
-		if u.bar != nil {
+		if u.bar != nil && u.away == 0 {
 			_ = u.bar.Set(e.Index)
 		}
 		u.step = ""

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -82,7 +83,7 @@ type Event struct {
 const BigFile = 8 << 20
 
 // WarningMark begins a line of a step's output that the user should read although the step went on.
-const WarningMark = "gpuguest: warning: "
+const WarningMark = steps.WarningMark
 
 // Kind is what an Event tells.
 type Kind int
@@ -293,7 +294,7 @@ func (r *run) ask(ctx context.Context, asking *question) ([]byte, error) {
 			q := r.question()
 			asking = &q
 		}
-		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: asking.script})
+		res, lease, err := r.conn.Hold(ctx, guest.HoldSpec{Owner: r.Owner, Wait: r.LockWait, Script: asking.script, Timeout: checkTime})
 		if err != nil {
 			return nil, err
 		}
@@ -377,10 +378,21 @@ func (r *run) check(ctx context.Context, items []plan.Item) (map[steps.ID]plan.O
 	return r.told(outcomes, raw)
 }
 
-// told keeps what the guest answered to the checks.
+// told keeps what the guest answered to the checks, and takes the warnings out of it.
 func (r *run) told(outcomes map[steps.ID]plan.Outcome, raw []byte) (map[steps.ID]plan.Outcome, error) {
-	for id, o := range outcomes {
+	for _, id := range slices.Sorted(maps.Keys(outcomes)) {
+		o := outcomes[id]
 		r.data[id] = o.Data
+		var why []string
+		for line := range strings.Lines(o.Why) {
+			if w, ok := strings.CutPrefix(line, WarningMark); ok {
+				r.warn(strings.TrimSpace(w))
+			} else {
+				why = append(why, line)
+			}
+		}
+		o.Why = strings.TrimSpace(strings.Join(why, ""))
+		outcomes[id] = o
 	}
 	return outcomes, r.keep("checks", raw)
 }
@@ -615,13 +627,20 @@ func (r *run) detached(ctx context.Context, err error, id steps.ID) error {
 	return err
 }
 
+// warn puts a warning into the report, once.
+func (r *run) warn(text string) {
+	if !slices.Contains(r.warned, text) {
+		r.warned, r.report.Warnings = append(r.warned, text), append(r.report.Warnings, text)
+	}
+}
+
 // sink is where a job's output goes: whole to its log, line by line to whoever listens, and the end of it
 // into what an error quotes.
 func (r *run) sink(name string, i, of int, id steps.ID) (io.Writer, *lastBytes, func() error, error) {
 	text := &lastBytes{limit: 64 << 10}
 	lines := &lineWriter{each: func(s string) {
-		if w, ok := strings.CutPrefix(s, WarningMark); ok && !slices.Contains(r.warned, w) {
-			r.warned, r.report.Warnings = append(r.warned, w), append(r.report.Warnings, w)
+		if w, ok := strings.CutPrefix(s, WarningMark); ok {
+			r.warn(w)
 		}
 		r.tell(Event{Kind: StepOutput, Step: id, Index: i + 1, Of: of, Text: s})
 	}}

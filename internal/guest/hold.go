@@ -21,9 +21,10 @@ import (
 
 // HoldSpec says who takes the guest and what is asked of it in the same round trip.
 type HoldSpec struct {
-	Owner  string        // one line for whoever comes next: user, machine, process, since when
-	Wait   time.Duration // how long a busy guest is waited for; 0: not at all
-	Script string        // run as root once the guest is held, its standard input empty
+	Owner   string        // one line for whoever comes next: user, machine, process, since when
+	Wait    time.Duration // how long a busy guest is waited for; 0: not at all
+	Script  string        // run as root once the guest is held, its standard input empty
+	Timeout time.Duration // of the script, beside Wait; 0: only ctx ends it
 }
 
 // Lease is the hold on a guest. It lives in the guest as a lock of a process whose input is this
@@ -38,7 +39,7 @@ type Lease struct {
 const heartbeatEvery = 10 * time.Second
 
 // Hold takes the guest for this client and runs the script, in one exec. A busy guest gives a *HeldError
-// (ErrHeld) after the wait. The lease is nil when there is an error.
+// (ErrHeld) after the wait, and a script that does not end in its time ErrTimeout. The lease is nil when there is an error.
 func (c *Conn) Hold(ctx context.Context, spec HoldSpec) (Result, *Lease, error) {
 	p := c.privilege()
 	res, lease, err := c.hold(ctx, spec, p)
@@ -79,6 +80,11 @@ func (c *Conn) hold(ctx context.Context, spec HoldSpec, p privilege) (Result, *L
 		line = pack(line)
 	}
 
+	if spec.Timeout > 0 {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeoutCause(ctx, spec.Wait+spec.Timeout, c.overtime(spec.Timeout))
+		defer stop()
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	sess, err := c.session(ctx)

@@ -135,6 +135,29 @@ func TestHoldWithSudo(t *testing.T) {
 	})
 }
 
+func TestHoldGivesUpAScriptThatDoesNotEnd(t *testing.T) {
+	t.Parallel()
+	_, _, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	// What is held in time stays held when that time is over.
+	_, lease, err := c.Hold(t.Context(), HoldSpec{Owner: "ann", Script: "true", Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-lease.Lost():
+		t.Error("the hold ended with its script's time")
+	case <-time.After(1200 * time.Millisecond):
+	}
+	_ = lease.Release()
+	within(t, 15*time.Second, func() {
+		_, lease, err := mustDial(t, cfg).Hold(t.Context(), HoldSpec{Owner: "bob", Wait: time.Second, Script: "sleep 20", Timeout: 300 * time.Millisecond})
+		if !errors.Is(err, ErrTimeout) || lease != nil || hintOf(err) == "" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 func TestHoldSaysWhyThereIsNoLock(t *testing.T) {
 	shell := guesttest.NewShell(t)
 	shell.Env = append(shell.Env, "GPUGUEST_RUN=/proc/self")

@@ -57,13 +57,17 @@ func (c *Conn) Run(ctx context.Context, cmd Command) (Result, error) {
 	}
 	if cmd.Timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, cmd.Timeout, &Error{Kind: ErrTimeout, Host: c.host,
-			Msg: fmt.Sprintf("the script ran longer than %v", cmd.Timeout)})
+		ctx, cancel = context.WithTimeoutCause(ctx, cmd.Timeout, c.overtime(cmd.Timeout))
 		defer cancel()
 	}
 	res, err := c.exec(ctx, k)
 	res.Stdout, res.Stderr = stdout.bytes(), stderr.bytes()
 	return res, err
+}
+
+func (c *Conn) overtime(limit time.Duration) error {
+	return &Error{Kind: ErrTimeout, Host: c.host, Msg: fmt.Sprintf("the script ran longer than %v", limit),
+		hint: "look in the guest for a process that hangs (ps, state D), and for what the kernel says of it (dmesg)"}
 }
 
 // capture keeps up to max bytes and then fails.
