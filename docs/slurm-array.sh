@@ -3,14 +3,14 @@
 #
 #   sbatch --array=1-8 docs/slurm-array.sh
 #   sbatch --array=1-8 --export=ALL,INVENTORY=/shared/hosts.yaml,FLAGS='--canary 1' docs/slurm-array.sh
-#   sbatch --dependency=afterany:JOBID --wrap 'gpuguest report merge /shared/gpuguest/*.json'
+#   sbatch --dependency=afterany:JOBID --wrap 'gpuguest report merge $HOME/gpuguest-results/*.json'
 #
 # The number of tasks is the number of shares, without gaps. A task knows its share from SLURM_ARRAY_TASK_ID, and
 # the tasks need nothing of each other: what was done is in the guests, so one that was cancelled, requeued or
 # killed is simply run again.
 #
 #   INVENTORY   gpuguest's YAML, an Ansible inventory or a list of names, readable on every node
-#   RESULTS     folder for one JSON result a task; the merge above reads them
+#   RESULTS     folder for one JSON result a task, $HOME/gpuguest-results if not given; the merge above reads them
 #   FLAGS       more flags of gpuguest install, separated by blanks
 #   GPUGUEST    the program
 #
@@ -45,5 +45,10 @@ while kill -0 "$pid" 2>/dev/null; do
 	code=0
 	wait "$pid" || code=$?
 done
-mv "$result.new" "$result"
+# Only results take the place of an earlier one: a wrong flag or inventory leaves none, and neither does a kill.
+if "$GPUGUEST" report merge "$result.new" >/dev/null; then
+	mv "$result.new" "$result"
+else
+	echo "no result of a guest; what there is stays in $result.new" >&2
+fi
 exit "$code"

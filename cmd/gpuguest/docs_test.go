@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -99,13 +100,18 @@ func TestKubernetesJobIsWhole(t *testing.T) {
 	}
 }
 
-// slurmTask runs the script as Slurm would, with a program in gpuguest's place.
+// slurmTask runs the script as Slurm would, with a program in the place of gpuguest install.
 func slurmTask(t *testing.T, program string) (cmd *exec.Cmd, results string, said *bytes.Buffer) {
 	t.Helper()
 	path, _ := doc(t, "slurm-array.sh")
 	dir := t.TempDir()
-	fake := filepath.Join(dir, "gpuguest")
-	if err := os.WriteFile(fake, []byte("#!/bin/sh\n"+program), 0o755); err != nil {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	real, fake := filepath.Join(dir, "gpuguest"), filepath.Join(dir, "fake")
+	if err := errors.Join(os.Symlink(self, real), // which TestMain takes for the program
+		os.WriteFile(fake, fmt.Appendf(nil, "#!/bin/sh\n[ \"$1\" = install ] || exec '%s' \"$@\"\n%s", real, program), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	results = filepath.Join(dir, "results")
@@ -123,21 +129,57 @@ func TestSlurmTaskKeepsResultAndCode(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "sh", "-n", path).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	cmd, result, said := slurmTask(t, `printf '%s|' "$@"; exit 5`)
+	cmd, result, said := slurmTask(t, `printf '%s|' "$@" >"$HOME/args"; printf '`+sharedResult+`'; exit 5`)
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.ExitCode() != 5 {
 		t.Fatalf("%v: %s", err, said)
 	}
 	got, err := os.ReadFile(result)
-	if want := "install|--inventory|/shared/hosts file|--json|--canary|1|"; err != nil || string(got) != want {
-		t.Errorf("%q, %v", got, err)
+	args, aerr := os.ReadFile(filepath.Join(filepath.Dir(result), "..", "args"))
+	if want := "install|--inventory|/shared/hosts file|--json|--canary|1|"; err != nil || aerr != nil || string(got) != sharedResult || string(args) != want {
+		t.Errorf("%q, %v, by %q, %v", got, err, args, aerr)
+	}
+}
+
+const sharedResult = `{"version":1,"guests":[{"host":"a","result":"done","steps":[]}]}`
+
+// TestSlurmTaskWithoutAResultKeepsTheEarlierOne: a wrong flag, a program that was killed before it said anything, half
+// a result.
+func TestSlurmTaskWithoutAResultKeepsTheEarlierOne(t *testing.T) {
+	t.Parallel()
+	for code, left := range map[int]string{1: `{"error":{"message":"unknown flag: --canari"},"host":"","result":"failed"}`, 130: "", 137: sharedResult[:20]} {
+		cmd, result, said := slurmTask(t, fmt.Sprintf("printf '%%s' '%s'; exit %d", left, code))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(result), 0o755), os.WriteFile(result, []byte(sharedResult), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		err := cmd.Run()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != code {
+			t.Errorf("%v: %s", err, said)
+		}
+		got, err := os.ReadFile(result)
+		kept, kerr := os.ReadFile(result + ".new")
+		if err != nil || string(got) != sharedResult || kerr != nil || string(kept) != left || !strings.Contains(said.String(), "no result of a guest") {
+			t.Errorf("after %d: %q, %v, kept %q, %v: %s", code, got, err, kept, kerr, said)
+		}
+	}
+}
+
+// TestSlurmMergeReadsWhereTheTasksWrite: the comment's own command, and the folder that is taken when none is given.
+func TestSlurmMergeReadsWhereTheTasksWrite(t *testing.T) {
+	t.Parallel()
+	_, text := doc(t, "slurm-array.sh")
+	_, folder, _ := strings.Cut(text, `: "${RESULTS:=`)
+	folder, _, _ = strings.Cut(folder, "}")
+	if want := "gpuguest report merge " + folder + "/*.json'\n"; folder == "" || !strings.Contains(text, want) {
+		t.Errorf("no %q in\n%s", want, text)
 	}
 }
 
 func TestSlurmTaskThatIsToldToEndLetsGpuguestSayFarewell(t *testing.T) {
 	t.Parallel()
-	cmd, result, said := slurmTask(t, `trap 'echo farewell; exit 130' TERM
+	cmd, result, said := slurmTask(t, `trap 'echo '\''`+sharedResult+`'\''; exit 130' TERM
 echo ready >&2
 while :; do sleep 0.05; done`)
 	if err := cmd.Start(); err != nil {
@@ -157,7 +199,7 @@ while :; do sleep 0.05; done`)
 	err := cmd.Wait()
 	var exit *exec.ExitError
 	got, rerr := os.ReadFile(result)
-	if !errors.As(err, &exit) || exit.ExitCode() != 130 || rerr != nil || string(got) != "farewell\n" {
+	if !errors.As(err, &exit) || exit.ExitCode() != 130 || rerr != nil || string(got) != sharedResult+"\n" {
 		t.Errorf("%v, %q, %v: %s", err, got, rerr, said)
 	}
 }

@@ -466,15 +466,11 @@ func (s *sameErrors) join() error {
 	return errors.Join(all...)
 }
 
-// sendsAtOnce is how many guests are sent a big file at once. One takes up to 20 MB here (make bench), and eight fill
-// any way: each of the others gets all of it sooner than if all shared it.
-const sendsAtOnce = 8
-
 // converge runs the members as the fleet has it.
 func (b *batch) converge(ctx context.Context, members []*member, ui *fleetUI) []outcome {
 	outcomes := make([]outcome, len(members))
 	gate := fleet.NewGate()
-	sends := fleet.NewTurns(sendsAtOnce)
+	sends := fleet.NewTurns(fleet.SendsAtOnce)
 	var turns fleet.Turns
 	if b.serialReboots > 0 {
 		turns = fleet.NewTurns(b.serialReboots)

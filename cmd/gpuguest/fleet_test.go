@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"gpuguest/internal/action"
 	"gpuguest/internal/engine"
 	"gpuguest/internal/facts"
+	"gpuguest/internal/fleet"
 	"gpuguest/internal/guest"
 	"gpuguest/internal/guest/guesttest"
 	"gpuguest/internal/plan"
@@ -48,6 +50,9 @@ type fakeFleet struct {
 	t      *testing.T
 	dir    string
 	guests []*fakeGuest
+	sent   string             // SHA-256 of a file that step one sends; "": none
+	local  string             // where it is
+	wait   func(g *fakeGuest) // before a guest's plan is made; nil: nothing is waited for
 
 	mu       sync.Mutex
 	down     int // guests that reboot now
@@ -152,6 +157,9 @@ func (f *fakeFleet) plan(name string) plan.Plan {
 	f.mu.Lock()
 	f.runs[name]++
 	f.mu.Unlock()
+	if f.wait != nil {
+		f.wait(g)
+	}
 	item := func(id string, atBoot bool) plan.Item {
 		file, work := sh.Quote(filepath.Join(g.root, "done-"+id)), sh.Quote(filepath.Join(g.root, "work-"+id))
 		script := "echo x >>" + work + "\nsleep 0.2\ntouch " + file
@@ -163,6 +171,9 @@ func (f *fakeFleet) plan(name string) plan.Plan {
 			Actions: []action.Action{action.Run{Title: "make " + id, Script: script}}}
 	}
 	items := []plan.Item{item("one", false), item("two", true)}
+	if f.sent != "" {
+		items[0].Actions = append([]action.Action{action.Send{Path: filepath.Join(g.root, "sent"), SHA256: f.sent}}, items[0].Actions...)
+	}
 	if g.fault == "boots for ever" {
 		flag, id := sh.Quote(filepath.Join(g.root, "flag")), sh.Quote(g.shell.Dir+"/boot_id")
 		items = append(items, plan.Item{ID: "loop", Title: "never settle", AtBoot: true, Check: "cmp -s " + flag + " " + id,
@@ -186,7 +197,7 @@ func (f *fakeFleet) run(ctx context.Context, args ...string) (code int, stdout, 
 	root.AddCommand(a.forMany(func(a *app) *cobra.Command {
 		var b bootFlags
 		c := &cobra.Command{Use: "install", RunE: func(c *cobra.Command, _ []string) error {
-			return a.converge(c.Context(), b, nil, func(facts.Facts) (plan.Plan, error) { return f.plan(a.host), nil })
+			return a.converge(c.Context(), b, map[string]string{f.sent: f.local}, func(facts.Facts) (plan.Plan, error) { return f.plan(a.host), nil })
 		}}
 		a.addReach(c)
 		b.add(c)
@@ -474,6 +485,66 @@ func TestGuestsThatRebootTogetherLogInOneAfterTheOther(t *testing.T) {
 	t.Logf("%d logins, %d at once", logins, most)
 	if most > may || most < 4 {
 		t.Errorf("%d guests of %d logged in at once", most, n)
+	}
+}
+
+// TestSlowGuestsHoldNobodyUp: as many as may send at once are slow and have begun; one that comes then is through
+// before any of them.
+func TestSlowGuestsHoldNobodyUp(t *testing.T) {
+	t.Parallel()
+	f := newFakeFleet(t, make([]string, fleet.SendsAtOnce+1)...)
+	data := bytes.Repeat([]byte("0123456789abcdef"), 16<<20/16)
+	f.local, f.sent = filepath.Join(f.dir, "file"), fmt.Sprintf("%x", sha256.Sum256(data))
+	f.write(f.local, string(data))
+	slow, fast := f.guests[:fleet.SendsAtOnce], f.guests[fleet.SendsAtOnce]
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 2*time.Minute, errInterrupted)
+	defer cancel()
+	f.wait = func(g *fakeGuest) {
+		for g == fast && ctx.Err() == nil {
+			began := 0
+			for _, s := range slow {
+				if part, _ := filepath.Glob(filepath.Join(s.root, ".sent.gpuguest-*")); len(part) > 0 {
+					began++
+				}
+			}
+			if began == len(slow) {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	for _, g := range f.guests {
+		g.srv.Change(func(o *guesttest.Options) {
+			o.SFTPDir = g.root
+			if g != fast {
+				o.Rate = 500_000
+			}
+		})
+	}
+	there := func(g *fakeGuest) bool {
+		_, err := os.Stat(filepath.Join(g.root, "sent"))
+		return err == nil
+	}
+	ended := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		defer cancel()
+		for !there(fast) {
+			select {
+			case <-ended:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+		if i := slices.IndexFunc(slow, there); i >= 0 {
+			t.Errorf("%s was before", slow[i].name)
+		}
+	})
+	code, out, errs := f.run(ctx)
+	close(ended)
+	watch.Wait()
+	if !there(fast) {
+		t.Errorf("exit %d\n%s\n%s", code, out, errs)
 	}
 }
 

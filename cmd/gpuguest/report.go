@@ -115,7 +115,7 @@ func newReportMerge(a *app) *cobra.Command {
 		Long: `Join the results of several runs into one report. A FILE holds what install, verify or uninstall printed with
 --json, or a guest's own /var/lib/gpuguest/verify.json: one result or several, one behind the other, as a list, or as an
 earlier merge printed them with --json. "-" is standard input. Of the same guest's results the one that ended last is
-taken, and that is said.
+taken, and that is said. What a run left that came to no guest, for a wrong flag or inventory, is named and left out.
 
 It exits 0 when the results could be joined, whatever they say.`,
 		Example: `  gpuguest report merge results/*.json
@@ -133,12 +133,21 @@ It exits 0 when the results could be joined, whatever they say.`,
 				return err
 			}
 			var all []report.Guest
+			var without []error
 			for _, name := range names {
 				found, err := a.readResults(name)
-				if err != nil {
+				if _, ok := errors.AsType[*report.RunError](err); ok {
+					without = append(without, err)
+				} else if err != nil {
 					return err
 				}
 				all = append(all, found...)
+			}
+			if len(all) == 0 && without != nil {
+				return errors.Join(without...)
+			}
+			for _, err := range without {
+				fmt.Fprintf(a.err, "gpuguest: left out, %s\n", printable(err.Error()))
 			}
 			guests, twice := report.Merge(all)
 			if len(twice) > 0 {

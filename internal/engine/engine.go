@@ -52,7 +52,8 @@ type Config struct {
 	PowerCycle     func(context.Context) error // last resort when the guest does not come back; nil: none
 	// RebootTurn is waited for before a reboot; what it returns is called when the guest is back, or is not. nil: no waiting.
 	RebootTurn func(context.Context) (func(), error)
-	// SendTurn is the same before a file of BigFile bytes or more is sent, which takes memory and the way's bandwidth.
+	// SendTurn is what a file of BigFile bytes or more waits for, which takes memory and the way's bandwidth: a
+	// guest.File's Turn.
 	SendTurn func(context.Context) (func(), error)
 
 	Patience time.Duration // how long a lost connection is dialled again
@@ -528,20 +529,18 @@ func (r *run) send(ctx context.Context, i, of int, it plan.Item) error {
 		if err != nil {
 			return err
 		}
-		giveBack := func() {}
-		if r.SendTurn != nil && info.Size() >= BigFile {
-			if giveBack, err = r.SendTurn(ctx); err != nil {
-				return err
-			}
+		var turn func(context.Context) (func(), error)
+		if info.Size() >= BigFile {
+			turn = r.SendTurn
 		}
 		_, err = r.conn.Put(ctx, guest.File{
+			Turn: turn,
 			Path: s.Path, Mode: 0o600, Size: info.Size(), SHA256: s.SHA256,
 			Open: func() (io.ReadSeekCloser, error) { return os.Open(local) },
 			Progress: func(done, total int64) {
 				r.tell(Event{Kind: Sending, Step: it.ID, Index: i + 1, Of: of, Text: path.Base(s.Path), Done: done, Total: total})
 			},
 		})
-		giveBack()
 		if err != nil {
 			return err
 		}

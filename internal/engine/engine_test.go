@@ -582,10 +582,8 @@ func TestTurnsAreWaitedForAndGivenBack(t *testing.T) {
 	if _, err := l.run(cfg); err != nil {
 		t.Fatal(err)
 	}
-	for _, what := range []string{"send", "send given back", "reboot", "reboot given back"} {
-		if taken[what] != 1 {
-			t.Errorf("%s: %d times", what, taken[what])
-		}
+	if taken["reboot"] != 1 || taken["send"] < 1 || taken["send given back"] != taken["send"] || taken["reboot given back"] != 1 {
+		t.Errorf("turns %v", taken)
 	}
 	refused := errors.New("interrupted")
 	l2 := newLab(t)

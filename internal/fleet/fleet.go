@@ -107,7 +107,12 @@ func (b *batch) ended(i int, err error) {
 	}
 }
 
-// Turns are had by so many at once.
+// SendsAtOnce is how many guests are sent a big file at one moment. One takes up to 20 MB here (make bench), and eight
+// fill any way. Their turns are short (guest.File), so that all of a batch come forward alike and a slow one holds
+// nobody.
+const SendsAtOnce = 8
+
+// Turns are had by so many at once, first come first.
 type Turns chan struct{}
 
 // NewTurns makes n of them.

@@ -33,6 +33,11 @@ type File struct {
 	Open   func() (io.ReadSeekCloser, error)
 
 	Progress func(done, total int64) // called from several goroutines, done only grows; may be nil
+
+	// Turn waits until this file may be sent for a while: others may be sending to other guests over the same way. It is
+	// asked only when there is something to send, and again and again: a turn ends after a second, whatever was sent in
+	// it. What it returns gives the turn back. nil: no waiting.
+	Turn func(context.Context) (func(), error)
 }
 
 // PutResult says what it took.
@@ -167,13 +172,16 @@ func (c *Conn) Put(ctx context.Context, f File) (PutResult, error) {
 		return PutResult{}, err
 	}
 	defer p.close()
-	a := p.reachOut(ctx)
-	defer a.end()
-	// Where it is likely to be used, the channel is opened while the guest is asked.
+	var a *ahead
 	var opened error
 	var opening sync.WaitGroup
-	if f.Size >= parallelFrom {
-		opening.Go(func() { opened = p.open(ctx) })
+	if f.Turn == nil {
+		a = p.reachOut(ctx)
+		defer a.end()
+		// Where it is likely to be used, the channel is opened while the guest is asked.
+		if f.Size >= parallelFrom {
+			opening.Go(func() { opened = p.open(ctx) })
+		}
 	}
 	err = p.look(ctx)
 	opening.Wait()
@@ -183,17 +191,77 @@ func (c *Conn) Put(ctx context.Context, f File) (PutResult, error) {
 	if err != nil || p.res.Skipped {
 		return p.res, err
 	}
+	defer p.turn.end()
+	if a == nil {
+		// Of many guests that wait none has further connections already.
+		if err := p.turn.renew(ctx); err != nil {
+			return p.res, err
+		}
+		a = p.reachOut(ctx)
+		defer a.end()
+	}
 	// So is the one for the command that ends it, while the bytes are on their way.
 	finish := c.openEarly(ctx)
 	defer finish.drop()
 	if err := p.upload(ctx, a); err != nil {
+		p.turn.end()
 		if errors.Is(err, ErrChanged) {
 			// Of no use to anybody. One that stays is overwritten by whoever sends the right content.
 			_, _ = p.script(ctx, `rm -f "$1"`, p.part)
 		}
 		return p.res, p.explain(ctx, err)
 	}
+	p.turn.end() // others can send while the guest writes it to its disk
 	return p.res, p.finish(ctx, finish)
+}
+
+// turnTime is how long a turn lasts. It is a time and not so many bytes, so that a slow guest has no more of the way than
+// a fast one and keeps nobody waiting; and one that stops taking bytes loses its turn like any other.
+const turnTime = time.Second
+
+// turn is an upload's turn to send, had by all its writers together.
+type turn struct {
+	take func(context.Context) (func(), error) // nil: it is always this upload's turn
+
+	mu       sync.Mutex
+	until    time.Time
+	over     *time.Timer
+	giveBack func()
+}
+
+// renew waits for the next turn when the last one is over. What is under way by then arrives meanwhile.
+func (t *turn) renew(ctx context.Context) error {
+	if t.take == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Now().Before(t.until) {
+		return nil
+	}
+	t.stop()
+	giveBack, err := t.take(ctx)
+	if err != nil {
+		return err
+	}
+	t.giveBack = sync.OnceFunc(giveBack)
+	t.until, t.over = time.Now().Add(turnTime), time.AfterFunc(turnTime, t.giveBack)
+	return nil
+}
+
+// end gives the turn back.
+func (t *turn) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stop()
+}
+
+func (t *turn) stop() {
+	if t.over != nil {
+		t.over.Stop()
+		t.giveBack()
+		t.over, t.until = nil, time.Time{}
+	}
 }
 
 // put is one Put under way.
@@ -207,6 +275,7 @@ type put struct {
 	key   string // names the stamp
 	chunk int64
 
+	turn    turn
 	sftp    *sftp.Client
 	missing []int64 // chunks to send
 	proved  bool    // all that was sent was seen to have the SHA-256
@@ -240,7 +309,7 @@ func (c *Conn) planPut(ctx context.Context, f File) (*put, error) {
 	}
 	key := sha256.Sum256([]byte(f.Path))
 	p := &put{conn: c, file: f, mode: strconv.FormatUint(uint64(f.Mode.Perm()), 8), owner: f.Owner,
-		key: hex.EncodeToString(key[:16])}
+		key: hex.EncodeToString(key[:16]), turn: turn{take: f.Turn}}
 	p.chunk = min(max(f.Size/chunksAimedFor, minChunk), maxChunk)
 	name := "." + path.Base(f.Path) + tempNameMark + f.SHA256[:tempNameHashLen]
 	p.part = path.Join(path.Dir(f.Path), name)
@@ -579,7 +648,7 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 		var g sync.WaitGroup
 		for range w.writers {
 			g.Go(func() {
-				err := c.do(ctx, func() error { return p.write(s, queue, w, lastTaken) }, func() { _ = s.Close() })
+				err := c.do(ctx, func() error { return p.write(ctx, s, queue, w, lastTaken) }, func() { _ = s.Close() })
 				if err != nil {
 					cancel(err)
 				}
@@ -599,6 +668,9 @@ func (p *put) upload(ctx context.Context, a *ahead) error {
 	var all sync.WaitGroup
 	near := way{writers: 1, packet: sftpPacket, ahead: sftpAheadNear, piece: pieceBytesNear}
 	first := way{writers: 2, packet: sftpPacket, ahead: sftpAhead, piece: pieceBytes}
+	if p.turn.take != nil {
+		near.piece = pieceBytes // more than a turn's worth is not to be under way
+	}
 	far := way{writers: 2, packet: sftpPacketFar, ahead: 2 * sftpAhead, piece: pieceBytes}
 	all.Go(func() {
 		switch n := <-a.streams; {
@@ -735,12 +807,18 @@ type pieces struct {
 	more chan struct{} // has an element when more was handed out
 }
 
-// next returns a piece of at most so many bytes, and false when there is none left.
-func (q *pieces) next(atMost int64) (piece, bool) {
+// next returns a piece of at most so many bytes, and false when there is none left. It may have to wait for its turn.
+func (q *pieces) next(ctx context.Context, atMost int64) (piece, bool, error) {
+	if q.empty() {
+		return piece{}, false, nil
+	}
+	if err := q.put.turn.renew(ctx); err != nil {
+		return piece{}, false, err
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.chunks) == 0 {
-		return piece{}, false
+		return piece{}, false, nil
 	}
 	if q.rest < lastBytes {
 		atMost = min(atMost, lastPieceBytes)
@@ -757,7 +835,13 @@ func (q *pieces) next(atMost int64) (piece, bool) {
 	if q.taken == q.put.length(i) {
 		q.chunks, q.taken = q.chunks[1:], 0
 	}
-	return w, true
+	return w, true, nil
+}
+
+func (q *pieces) empty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.chunks) == 0
 }
 
 func (q *pieces) wrote(w piece, sum uint64) {
@@ -811,8 +895,11 @@ func (q *pieces) unwritten() int64 {
 
 // write sends pieces from the queue until it is empty. When the last one has been taken, connections still
 // on their way are called off. The guest's end of the file is closed with the channel.
-func (p *put) write(s *sftp.Client, queue *pieces, how way, lastTaken func()) error {
-	first, ok := queue.next(how.piece)
+func (p *put) write(ctx context.Context, s *sftp.Client, queue *pieces, how way, lastTaken func()) error {
+	first, ok, err := queue.next(ctx, how.piece)
+	if err != nil {
+		return err
+	}
 	if !ok {
 		lastTaken()
 		return nil
@@ -828,7 +915,7 @@ func (p *put) write(s *sftp.Client, queue *pieces, how way, lastTaken func()) er
 	}
 	var sum maphash.Hash
 	sum.SetSeed(queue.seed)
-	for w, ok := first, true; ok; w, ok = queue.next(how.piece) {
+	for w := first; ok; w, ok, err = queue.next(ctx, how.piece) {
 		sum.Reset()
 		if _, err := local.Seek(w.off, io.SeekStart); err != nil {
 			return err
@@ -844,6 +931,9 @@ func (p *put) write(s *sftp.Client, queue *pieces, how way, lastTaken func()) er
 			return p.changed()
 		}
 		queue.wrote(w, sum.Sum64())
+	}
+	if err != nil {
+		return err
 	}
 	lastTaken()
 	return nil

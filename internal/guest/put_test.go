@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -275,6 +276,65 @@ func TestPutProvesWhatArrivedInPieces(t *testing.T) {
 func pathThere(p string) bool {
 	_, err := os.Lstat(p)
 	return err == nil
+}
+
+// TestPutWaitsForATurnOnlyToSend: the look at what is there takes none.
+func TestPutWaitsForATurnOnlyToSend(t *testing.T) {
+	t.Parallel()
+	shell, _, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	f, data := localFile(t, 20<<20, filepath.Join(shell.Dir, "file"))
+	var taken, given atomic.Int32
+	f.Turn = func(context.Context) (func(), error) {
+		taken.Add(1)
+		return func() { given.Add(1) }, nil
+	}
+	if res, err := c.Put(t.Context(), f); err != nil || res.Sent != f.Size || taken.Load() == 0 || taken.Load() != given.Load() {
+		t.Errorf("%+v, %v, %d turns taken, %d given back", res, err, taken.Load(), given.Load())
+	}
+	mustHold(t, f.Path, data, 0o640)
+	before := taken.Load()
+	if res, err := c.Put(t.Context(), f); err != nil || !res.Skipped || taken.Load() != before {
+		t.Errorf("again: %+v, %v, %d turns more", res, err, taken.Load()-before)
+	}
+	refused := errors.New("refused")
+	f.Path += "2"
+	f.Turn = func(context.Context) (func(), error) { return nil, refused }
+	if res, err := c.Put(t.Context(), f); !errors.Is(err, refused) || res.Sent != 0 || pathThere(f.Path) {
+		t.Errorf("no turn: %+v, %v", res, err)
+	}
+}
+
+func TestGuestThatStopsTakingBytesLosesItsTurn(t *testing.T) {
+	t.Parallel()
+	shell, s, cfg := shellGuest(t)
+	c := mustDial(t, cfg)
+	f, _ := localFile(t, 20<<20, filepath.Join(shell.Dir, "file"))
+	given := make(chan struct{}, 1)
+	f.Turn = func(context.Context) (func(), error) {
+		s.Freeze()
+		return func() { given <- struct{}{} }, nil
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Put(ctx, f)
+		ended <- err
+	}()
+	select {
+	case <-given:
+	case err := <-ended:
+		t.Fatalf("ended with %v", err)
+	case <-time.After(20 * time.Second):
+		t.Error("it keeps its turn")
+	}
+	cancel()
+	within(t, 20*time.Second, func() {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 func TestPutOverADistanceUsesMoreConnections(t *testing.T) {

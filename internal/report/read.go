@@ -16,13 +16,17 @@ import (
 
 // Read reads results: values one behind the other, each a Guest as a command's --json prints it, a list of such, or
 // a Document. name is the file's, for errors. A failed guest without verdicts, as one's own gpuguest-verify.service
-// leaves it, is diagnosed.
+// leaves it, is diagnosed. A *RunError is of a run that came to no guest, and leaves the other values good.
 func Read(name string, r io.Reader) ([]Guest, error) {
 	dec := json.NewDecoder(r)
 	var all []Guest
+	var without *RunError
 	for n := 1; ; n++ {
 		var raw json.RawMessage
 		err := dec.Decode(&raw)
+		if errors.Is(err, io.EOF) && without != nil {
+			return all, without
+		}
 		if errors.Is(err, io.EOF) && n > 1 {
 			return all, nil
 		}
@@ -33,11 +37,25 @@ func Read(name string, r io.Reader) ([]Guest, error) {
 		if err == nil {
 			found, err = decode(raw)
 		}
+		if e, ok := errors.AsType[*RunError](err); ok {
+			e.Name, without = name, e
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: value %d: %w", name, n, err)
 		}
 		all = append(all, found...)
 	}
+}
+
+// RunError is what --json printed of a run that came to no guest: a flag was wrong, or the inventory.
+type RunError struct {
+	Name string // the file's
+	Text string // what went wrong
+}
+
+func (e *RunError) Error() string {
+	return fmt.Sprintf("%s: no result of a guest, but of a run that came to none: %s", e.Name, e.Text)
 }
 
 func decode(raw json.RawMessage) ([]Guest, error) {
@@ -65,6 +83,9 @@ func decode(raw json.RawMessage) ([]Guest, error) {
 		var g Guest
 		if err := json.Unmarshal(raw, &g); err != nil {
 			return nil, err
+		}
+		if g.Host == "" && g.Result == "failed" && g.Error != nil {
+			return nil, &RunError{Text: g.Error.Message}
 		}
 		found = []Guest{g}
 	}

@@ -197,6 +197,14 @@ func TestReadTakesOneListsAndDocuments(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", text, got, err, want)
 		}
 	}
+	const none = `{"result":"failed","host":"","error":{"message":"unknown flag: --paralel"}}`
+	for text, want := range map[string]int{none: 0, a + none + b: 2, none + "\n" + none: 0} {
+		guests, err := Read("in", strings.NewReader(text))
+		var e *RunError
+		if !errors.As(err, &e) || len(guests) != want || !strings.Contains(err.Error(), "in: ") || !strings.Contains(err.Error(), "--paralel") {
+			t.Errorf("%s: %d guests, %v", text, len(guests), err)
+		}
+	}
 	for text, says := range map[string]string{
 		"":                                "in: empty",
 		"{":                               "in: value 1: unexpected EOF",

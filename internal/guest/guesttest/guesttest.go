@@ -43,6 +43,7 @@ type Options struct {
 	HostKeys   []ssh.Signer    // none: one ed25519 key, made for the test
 	SFTPDir    string          // where sftp starts; "": no sftp
 	RTT        time.Duration   // added to each answer
+	Rate       int             // bytes a second that a connection takes; 0: all that come
 	NoForwards bool            // refuse direct-tcpip
 	Login      func()          // called for each key that is offered, and may wait; nil: nothing
 }
@@ -121,7 +122,7 @@ func (s *Server) accept(c net.Conn) {
 		return
 	}
 	s.n++
-	f := newFaultConn(c, s.opt.RTT, s.cut, s.ice)
+	f := newFaultConn(c, s.opt, s.cut, s.ice)
 	s.cut = -1
 	s.open[f] = true
 	opt := s.opt
@@ -528,6 +529,7 @@ func (s *Shell) Exec(ctx context.Context, cmd string, stdin io.Reader, stdout, s
 type faultConn struct {
 	net.Conn
 	delay time.Duration
+	rate  int
 
 	mu    sync.Mutex
 	left  int64 // bytes that may be sent; negative: no limit
@@ -542,9 +544,9 @@ type packet struct {
 	data []byte
 }
 
-func newFaultConn(c net.Conn, delay time.Duration, cut int64, ice chan struct{}) *faultConn {
-	f := &faultConn{Conn: c, delay: delay, left: cut, ice: ice, dead: make(chan struct{})}
-	if delay > 0 {
+func newFaultConn(c net.Conn, opt Options, cut int64, ice chan struct{}) *faultConn {
+	f := &faultConn{Conn: c, delay: opt.RTT, rate: opt.Rate, left: cut, ice: ice, dead: make(chan struct{})}
+	if opt.RTT > 0 {
 		f.queue = make(chan packet, 4096)
 		go f.pump()
 	}
@@ -599,6 +601,12 @@ func (f *faultConn) Read(p []byte) (int, error) {
 	n, err := f.Conn.Read(p)
 	if werr := f.wait(); werr != nil {
 		return 0, werr
+	}
+	if f.rate > 0 && n > 0 {
+		select {
+		case <-time.After(time.Duration(n) * time.Second / time.Duration(f.rate)):
+		case <-f.dead:
+		}
 	}
 	return n, err
 }
