@@ -36,6 +36,7 @@ func TestNspawnBake(t *testing.T) {
 	t.Parallel()
 	b := newBakery(t, lab.Spec{})
 	b.standIns()
+	b.want += "    disk-size: 14G\n" // the base has 12
 
 	// Killed at ten points, a bake leaves the base, no image, no process and no device, and the next one starts clean. The
 	// two images are on their way side by side, as each of the late points takes a whole bake to come to.
@@ -52,6 +53,9 @@ func TestNspawnBake(t *testing.T) {
 			t.Logf("baked in %s: %s", took, phases(first))
 			b.isSealed("one")
 			b.isDescribed(first)
+			if size := b.inside("one", "df -B1G --output=size . | tail -n 1"); first.Virtual != 14<<30 || strings.TrimSpace(size) != "14" {
+				t.Errorf("the disk has %d bytes, its root %s GiB", first.Virtual, size)
+			}
 			if again, took := b.bake("one", "there"); again.SHA256 != first.SHA256 || took > 2*time.Minute {
 				t.Errorf("the second time took %s", took)
 			}

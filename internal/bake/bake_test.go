@@ -517,9 +517,16 @@ func TestLockHoldsThePackages(t *testing.T) {
 	if _, _, err := k.bake(other); err == nil || !strings.Contains(err.Error(), "was made for the base with SHA-256 "+sum) {
 		t.Errorf("error %v", err)
 	}
-	write(t, other.Lock, "{}")
-	if _, _, err := k.bake(other); err == nil || !strings.Contains(err.Error(), "it is none of gpuguest's") {
-		t.Errorf("error %v", err)
+	for text, want := range map[string]string{
+		"{}":                        "it is none of gpuguest's; a bake writes one where the file is not there yet",
+		"[]":                        "it is none of gpuguest's",
+		string(lock.Plan):           "it is a plan, as gpuguest plan --json prints it, and a lock holds besides every package's version and the base that they are of; a bake writes one",
+		read(t, two.Output+".json"): "it is the manifest of an image, not the lock that was written beside it",
+	} {
+		write(t, other.Lock, text)
+		if _, _, err := k.bake(other); err == nil || !strings.Contains(err.Error(), other.Lock+": "+want) {
+			t.Errorf("error %v, want %s", err, want)
+		}
 	}
 }
 

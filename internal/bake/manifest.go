@@ -148,9 +148,26 @@ func readLock(path string) (*Lock, error) {
 	}
 	var l Lock
 	if err := json.Unmarshal(raw, &l); err != nil || l.Schema != 1 || len(l.Packages) == 0 {
-		return nil, fmt.Errorf("lock %s: it is none of gpuguest's; without the file a new one is written", path)
+		return nil, fmt.Errorf("lock %s: %s; a bake writes one where the file is not there yet", path, noLock(raw))
 	}
 	return &l, nil
+}
+
+// noLock says what a file is that is no lock.
+func noLock(raw []byte) string {
+	var d struct {
+		Manifest int               `json:"gpuguest_manifest"`
+		Distro   string            `json:"distro"`
+		Flavor   *string           `json:"flavor"`
+		Steps    []json.RawMessage `json:"steps"`
+	}
+	switch err := json.Unmarshal(raw, &d); {
+	case err == nil && d.Manifest != 0:
+		return "it is the manifest of an image, not the lock that was written beside it"
+	case err == nil && d.Distro != "" && d.Flavor != nil && len(d.Steps) > 0:
+		return "it is a plan, as gpuguest plan --json prints it, and a lock holds besides every package's version and the base that they are of"
+	}
+	return "it is none of gpuguest's"
 }
 
 // planned is what the lock says of the driver.

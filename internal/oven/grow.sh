@@ -7,7 +7,7 @@
 # Both exit with 1 when that cannot be, and say why in the last line of their output. They need root, sfdisk 2.26 or
 # growpart, and the file system's own program.
 #
-# GPUGUEST_SYS: a tree in place of /sys.
+# GPUGUEST_SYS, GPUGUEST_PROC: trees in place of /sys and /proc.
 
 # What may be left behind a partition, in sectors of 512 bytes: the second copy of a GPT, and what alignment takes.
 GROW_SLACK=65536
@@ -76,12 +76,13 @@ grow_unmounted() {
 
 grow_root() {
 	# Of several file systems on /, the last counts (proc_pid_mountinfo(5): type and source follow a dash).
-	mounted=$(awk '$5 == "/" { for (i = 7; i < NF && $i != "-"; i++); found = $3 " " $(i + 1) " " $(i + 2) } END { print found }' /proc/self/mountinfo)
+	mounted=$(awk '$5 == "/" { for (i = 7; i < NF && $i != "-"; i++); found = $3 " " $(i + 1) " " $(i + 2) } END { print found }' "${GPUGUEST_PROC:-/proc}/self/mountinfo")
 	number=${mounted%% *}
 	type=${mounted#* }
 	source=${type#* }
 	type=${type%% *}
 	# What is called /dev/root has a name of its own there; btrfs has no number that is a device's.
-	if [ -e "/sys/dev/block/$number" ]; then source=$(readlink -f "/sys/dev/block/$number"); fi
+	device=${GPUGUEST_SYS:-/sys}/dev/block/$number
+	if [ -e "$device" ]; then source=$(readlink -f "$device"); fi
 	grow "${source##*/}" / "$type"
 }

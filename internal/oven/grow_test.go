@@ -1,14 +1,21 @@
 package oven
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/crypto/ssh"
+
+	"gpuguest/internal/guest"
+	"gpuguest/internal/guest/guesttest"
 )
 
 // table is a partition table as sfdisk --json prints it.
@@ -133,7 +140,7 @@ func (g *grown) grow(call string) (said, called string, ok bool) {
 	g.t.Helper()
 	_ = os.Remove(g.log) // it may not be there
 	cmd := exec.Command("sh", "-euc", GrowScript+"\n"+call)
-	cmd.Env = []string{"PATH=" + g.bin + ":" + os.Getenv("PATH"), "GPUGUEST_SYS=" + g.sys}
+	cmd.Env = []string{"PATH=" + g.bin + ":" + os.Getenv("PATH"), "GPUGUEST_SYS=" + g.sys, "GPUGUEST_PROC=" + filepath.Join(g.sys, "proc")}
 	out, err := cmd.CombinedOutput()
 	log, rerr := os.ReadFile(g.log)
 	if rerr != nil && !os.IsNotExist(rerr) {
@@ -235,5 +242,87 @@ func TestWhatIsNotGrownIsSaid(t *testing.T) {
 	g.resize(1 << 30)
 	if said, called, ok := g.grow("grow pretend / ext4"); !ok || called != "resize2fs /dev/pretend\n" {
 		t.Errorf("%s, called %s", said, called)
+	}
+}
+
+// TestRootsDeviceIsFound by lines of proc_pid_mountinfo(5): as a partition is mounted, under the kernel's name for what it
+// found by its command line, from a subvolume, over another file system, and on LVM.
+func TestRootsDeviceIsFound(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ mounts, want, called string }{
+		"partition":        {"24 1 254:2 / / rw,relatime shared:1 - ext4 /dev/pretend2 rw,errors=remount-ro\n25 24 0:5 / /dev rw - devtmpfs udev rw\n", "", "resize2fs /dev/pretend2\n"},
+		"/dev/root":        {"24 1 254:2 / / rw,relatime - ext4 /dev/root rw\n", "", "resize2fs /dev/pretend2\n"},
+		"subvolume":        {"24 1 0:33 /root / rw,relatime shared:1 master:2 - btrfs /dev/pretend2 rw,subvol=/root\n", "", "btrfs filesystem resize max /\n"},
+		"over another one": {"1 1 0:2 / / rw - rootfs rootfs rw\n24 1 254:2 / / rw,relatime shared:1 - xfs /dev/pretend2 rw\n", "", "xfs_growfs /\n"},
+		"LVM":              {"24 1 253:0 / / rw,relatime shared:1 - ext4 /dev/mapper/vg-root rw\n", "it is on dm-0 (LVM, LUKS or RAID) and not on a partition", ""},
+		"overlay":          {"24 1 0:40 / / rw - overlay overlay rw,lowerdir=/a\n", "its file system is of type overlay, and only ext4, XFS and btrfs are grown", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newGrown(t, layoutLast)
+			for _, dir := range []string{"dev/block", "devices/dm-0"} {
+				if err := os.MkdirAll(filepath.Join(g.sys, dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for number, to := range map[string]string{"254:2": "pretend/pretend2", "253:0": "dm-0"} {
+				if err := os.Symlink("../../devices/"+to, filepath.Join(g.sys, "dev/block", number)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g.put("proc/self/mountinfo", strings.TrimSuffix(test.mounts, "\n"))
+			said, called, ok := g.grow("grow_root")
+			if ok != (test.want == "") || test.want != "" && said != test.want || called != test.called {
+				t.Errorf("%v: %q, want %q; called %q", ok, said, test.want, called)
+			}
+		})
+	}
+}
+
+// TestWhyARootWasNotGrownIsItsLastWord: sudo says things of its own.
+func TestWhyARootWasNotGrownIsItsLastWord(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		stdout, stderr string
+		exit           int
+		want           string
+	}{
+		"grown":   {"The filesystem on /dev/vda1 is now 2621179 (4k) blocks long.\n", "sudo: unable to resolve host\n", 0, ""},
+		"refused": {"partition 1 is not the last on its disk\n", "sudo: unable to resolve host\n", 1, "partition 1 is not the last on its disk"},
+		"broken":  {"", "sh: awk: not found\n", 127, "sh: awk: not found"},
+		"silent":  {"", "", 137, "exit 137"},
+	} {
+		signer := guesttest.HostKey(t)
+		dir := t.TempDir()
+		keys, err := NewKeys(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		login, _, _, _, err := ssh.ParseAuthorizedKey([]byte(keys.Authorized))
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := guesttest.New(t, guesttest.Options{Keys: []ssh.PublicKey{login}, HostKeys: []ssh.Signer{signer},
+			Exec: guesttest.Plain(func(_ context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) int {
+				if !strings.Contains(cmd, "grow_root") {
+					t.Errorf("unplanned: %.200s", cmd)
+				}
+				fmt.Fprint(stdout, test.stdout)
+				fmt.Fprint(stderr, test.stderr)
+				return test.exit
+			})})
+		keys.HostPublic = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+		known := filepath.Join(dir, "known_hosts")
+		if err := keys.WriteKnownHosts(known, srv.Host(), srv.Port()); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := guest.Dial(t.Context(), Login{Host: srv.Host(), Port: srv.Port(), User: "root", Identity: keys.Identity, KnownHosts: known}.Config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if why, err := growRoot(t.Context(), conn); err != nil || why != test.want {
+			t.Errorf("%s: %q, %v, want %q", name, why, err, test.want)
+		}
+		conn.Close()
 	}
 }
