@@ -23,6 +23,7 @@ test: lint test-fast test-browser test-container test-bake test-slurm test-packe
 
 test-fast: ## pure and in-process tiers: no root, no network, under a minute
 	$(GO) test -race -shuffle=on ./...
+	$(GO) test -count=1 -run TwoHundredMegabytes ./internal/diagnosis # it measures, and -race would be measured too
 
 test-browser: ## the report's page looked at in a real Chromium: sorted, filtered, opened, drawn within a second
 	@command -v chromium >/dev/null || { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium; }

@@ -103,7 +103,7 @@ elif ! log=$(dmesg 2>/dev/null) || [ -z "$log" ]; then
 	if [ -z "$log" ]; then why "the kernel log is not readable"; fi
 fi
 if [ -n "$log" ]; then
-	printf '%s\n' "$log" | grep -E "DMAR|AMD-Vi|IOMMU|iommu|can't assign|no space for|failed to assign|(unhandled|ignored) (rd|wr)msr|vfio" | head -n 200 | sed 's/^/|/'
+	printf '%s\n' "$log" | grep -E "DMAR|AMD-Vi|IOMMU|iommu|can't assign|no space for|failed to assign|BAR [0-5].*: assigned|(unhandled|ignored) (rd|wr)msr|vfio" | head -n 1000 | sed 's/^/|/'
 	# A ring buffer that has wrapped no longer tells what was said at boot.
 	case $log in *'Linux version '*) ;; *) why "the kernel log's beginning is gone" ;; esac
 fi
@@ -165,6 +165,13 @@ if [ -d "$S/bus/pci/devices" ]; then
 				case $a$b$f in *[1-9a-fA-F]*) out "r$TAB$n$TAB$a$TAB$b$TAB$f" ;; esac
 				n=$((n + 1))
 			done <"$d/resource"
+			# The kernel forgets a BAR that it found no room for: all of its line is zero (reset_resource of
+			# drivers/pci/setup-bus.c). The six registers at 10h of the configuration space still tell that it is there.
+			if [ -r "$d/config" ]; then
+				v=$(od -An -tx4 -v -j16 -N24 "$d/config" 2>/dev/null | tr -s ' \n' '  ')
+				v=${v# }
+				if [ -n "$v" ]; then out "c$TAB${v% }"; fi
+			fi
 		fi
 	done
 else

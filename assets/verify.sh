@@ -152,7 +152,7 @@ function judged(id) {
 }
 # ended takes a check that ended: its output is in said, and what it said for programs in data.
 function ended(id, status,    text, members, why, i, all) {
-	if (failed || !(id in known)) return
+	if (!(id in known)) return
 	why = status == 0 ? judged(id) : ""
 	if (why != "") { status = 1; said = said "\n" why }
 	text = trim(said)
@@ -166,8 +166,9 @@ function ended(id, status,    text, members, why, i, all) {
 	steps = steps (steps == "" ? "" : ",") "{" members "}"
 	asked[id] = 1
 	if (status == 0) { sub(/\n.*/, "", text); say("ok", id, text); return }
-	failed = 1
 	say("FAILED", id, text)
+	if (failed) return
+	failed = 1
 	problem = ",\"error\":{\"message\":" json(id ": " text) ",\"step\":" json(id)
 	if (hint[id] != "\"\"") problem = problem ",\"hint\":" hint[id]
 	problem = problem "}"
@@ -192,8 +193,8 @@ index($0, nonce " ") == 1 {
 index($0, mark) == 1 { data[++marks] = substr($0, length(mark) + 1); next }
 { said = said (lines++ ? "\n" : "") $0 }
 END {
-	# The checks were cut off: the first that did not end is the one that failed.
-	for (i = 1; i <= of; i++) if (!(order[i] in asked)) { said = "the check did not end\n" said; ended(order[i], 1) }
+	# The checks were cut off: the first that did not end is the one that failed, unless one had failed before.
+	for (i = 1; i <= of; i++) if (!failed && !(order[i] in asked)) { said = "the check did not end\n" said; ended(order[i], 1) }
 	getline uptime <"/proc/uptime"
 	split(uptime, up, " ")
 	took = up[1] - ENVIRON["BEGAN"]

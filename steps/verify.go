@@ -3,6 +3,7 @@ package steps
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"gpuguest/internal/choice"
@@ -29,6 +30,15 @@ func firmwareCheck(in Input) string {
 		`found=`,
 		`for f in /lib/firmware/nvidia/"$loaded"/gsp*.bin*; do [ ! -s "$f" ] || found=1; done`,
 		`[ -n "$found" ] || { echo "/lib/firmware/nvidia/$loaded holds no GSP firmware, without which the open modules start no GPU"; exit 1; }`)
+}
+
+// noDegrees is a case of the shell for what nvidia-smi may say in place of a temperature: a virtual GPU has no sensor of
+// its own.
+func noDegrees(in Input) string {
+	if slices.ContainsFunc(in.Choice.GPUs, func(g choice.GPU) bool { return g.Virtual }) {
+		return "*N/A*) ;; "
+	}
+	return ""
 }
 
 // libraryVersions is the shell function versions: it prints the versions of a library that the guest's folders hold, a
@@ -132,7 +142,7 @@ func init() {
 				`	*) echo "nvidia-smi reports driver $version, planned is `+planned(in)+`"; exit 1 ;;`,
 				`	esac`,
 				`	[ "$mode" = Enabled ] || { echo "persistence mode is $mode: $line"; exit 1; }`,
-				`	case $degrees in *[!0-9]*|"") echo "no temperature could be read: $line"; exit 1 ;; esac`,
+				`	case $degrees in `+noDegrees(in)+`*[!0-9]*|"") echo "no temperature could be read: $line"; exit 1 ;; esac`,
 				`	echo "$line C"`,
 				`done`,
 				// The document for programs tells what the fields do not. A driver that does not answer it says

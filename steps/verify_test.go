@@ -114,3 +114,24 @@ func TestLibrariesMustBeThoseOfTheNextBootsModule(t *testing.T) {
 		})
 	}
 }
+
+// A virtual GPU has no sensor for its temperature, which is no failure of it; of a real one it is.
+func TestOnlyAVirtualGPUMayHaveNoTemperature(t *testing.T) {
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "nvidia-smi"), []byte("#!/bin/sh\ncase $1 in -q) exit 1 ;; esac\necho \"00000000:0A:00.0, GRID T4-8Q, 535.183.01, Enabled, ${DEGREES}\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		virtual bool
+		degrees string
+		code    int
+	}{{true, "[N/A]", 0}, {true, "N/A", 0}, {true, "41", 0}, {true, "", 1}, {false, "[N/A]", 1}, {false, "41", 0}} {
+		in := twoGPUs()
+		in.Facts.GPUs = in.Facts.GPUs[:1]
+		in.Choice = choice.Choice{Branch: 535, GPUs: []choice.GPU{{Virtual: c.virtual}}}
+		code, text, _ := ask(t, find(t, "verify-smi").Check(in), "PATH="+bin+":"+os.Getenv("PATH"), "DEGREES="+c.degrees)
+		if code != c.code {
+			t.Errorf("%+v: exit %d: %s", c, code, text)
+		}
+	}
+}

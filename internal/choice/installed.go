@@ -56,7 +56,7 @@ func Installed(f facts.Facts, w Want) (Choice, error) {
 	}
 	for _, g := range f.GPUs {
 		known, ok := catalog.Lookup(g.Vendor, g.Device, g.Subvendor, g.Subdevice)
-		c.GPUs = append(c.GPUs, GPU{Address: g.Address, ID: g.Vendor + ":" + g.Device, Name: known.Name, Arch: known.Arch, Known: ok})
+		c.GPUs = append(c.GPUs, GPU{Address: g.Address, ID: g.Vendor + ":" + g.Device, Name: known.Name, Arch: known.Arch, Known: ok, Virtual: known.VGPU})
 	}
 	return c, nil
 }

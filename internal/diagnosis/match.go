@@ -127,9 +127,11 @@ const (
 	markBundle  = "Start of NVIDIA bug report log file"
 	markError   = "ERROR: "
 	markWarning = "WARNING: "
+	markJournal = "journalctl "
+	markSection = "____________________"
 )
 
-var marks = []string{markBoot, markCmdline, markBundle, markError, markWarning}
+var marks = []string{markBoot, markCmdline, markBundle, markError, markWarning, markJournal, markSection}
 
 // A matcher finds which texts of a set stand in a log. A log of 200 MB holds a few lines worth a regular
 // expression and millions that are not, so this is what reading costs. It has two parts: skim leaps over the

@@ -58,6 +58,7 @@ type reader struct {
 	source  string
 	lines   int  // complete lines before the part at hand
 	bundle  bool // nvidia-bug-report.log, whose boots do not follow each other
+	before  bool // a section of it that is an earlier boot's journal
 	cmdline string
 
 	all   []entry
@@ -207,6 +208,10 @@ func (r *reader) line(text []byte, number int) {
 	})
 }
 
+// journalOf heads what nvidia-bug-report.sh takes from systemd's journal, with the boot: 0 is the present one, and 1 or -1
+// the one before.
+var journalOf = regexp.MustCompile(`^\s*(?:/\S*/)?journalctl (?:\S+ )*-b -?(\d)\b`)
+
 // bootBanner is the first line of every Linux kernel log (init/version.c).
 var bootBanner = regexp.MustCompile(`Linux version \d+\.\d+\S* \(`)
 
@@ -214,7 +219,18 @@ func (r *reader) mark(mark string, text []byte) {
 	switch mark {
 	case markBundle:
 		r.bundle = true
+	case markJournal:
+		if m := journalOf.FindSubmatch(text); r.bundle && m != nil {
+			r.section(string(m[1]) != "0")
+		}
+	case markSection:
+		if bytes.HasPrefix(text, []byte(markSection)) {
+			r.section(false)
+		}
 	case markCmdline:
+		if r.before {
+			return
+		}
 		_, cmdline, _ := bytes.Cut(text, []byte(markCmdline))
 		if bytes.Contains(cmdline, []byte("root=")) || bytes.Contains(cmdline, []byte("BOOT_IMAGE=")) {
 			r.cmdline = string(cmdline)
@@ -237,6 +253,17 @@ func (r *reader) mark(mark string, text []byte) {
 	}
 }
 
+// section begins another part of a bug report: an earlier boot's journal, or what tells of today.
+func (r *reader) section(before bool) {
+	if r.before && !before {
+		// What an earlier boot said may come again.
+		for i, s := range r.c.signatures {
+			r.seen[i] = len(s.groups) > 0 && r.count[i] >= maxEach
+		}
+	}
+	r.before = before
+}
+
 const kernelLog = "kernel"
 
 // try matches one signature against a line and keeps what it says, unless that was said already. A log may
@@ -256,7 +283,7 @@ func (r *reader) try(index int, text []byte, number int) {
 		}
 	}
 	known, again := r.said[string(r.key)]
-	if again && !r.all[known].Past {
+	if again && (!r.all[known].Past || r.before) {
 		return
 	}
 
@@ -273,6 +300,7 @@ func (r *reader) try(index int, text []byte, number int) {
 			v.Cause = fmt.Sprintf("Xid %d of the GPU at %s: %s", x.Number, clean(text[at[2]:at[3]]), x.Meaning)
 		}
 	}
+	v.Past = r.before
 	said := entry{Verdict: v, kernel: s.Log == kernelLog}
 	if again {
 		r.all[known] = said

@@ -150,6 +150,27 @@ func TestWhatAnEarlierBootSaidIsPastUnlessItCameAgain(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	}
+	// But those that are an earlier boot's journal say so.
+	const report = "Start of NVIDIA bug report log file.  Please include this file\n"
+	for _, head := range []string{"journalctl -b -1 _COMM=Xorg", "  journalctl -b -1:", "/usr/bin/journalctl -k -b -1 --no-hostname", "journalctl -b -2"} {
+		for _, v := range read(t, report+"____________________________________________\n\n"+head+"\n\n"+banner+bar1+"____________________________________________\n\nnothing\n") {
+			if !v.Past || v.Severity != Info {
+				t.Errorf("%s: %+v", head, v)
+			}
+		}
+		for _, after := range []string{"____________________________________________\n\n*** /proc/driver/nvidia/./warnings/README\n", "  journalctl -b -0:\n"} {
+			if found := read(t, report+head+"\n"+bar1+after+bar1); len(found) != 2 || found[0].Past || found[0].Line < 4 {
+				t.Errorf("%s: what came again: %+v", head, found)
+			}
+			if found := read(t, report+bar1+head+"\n"+bar1); len(found) != 2 || found[0].Past || found[0].Line > 2 {
+				t.Errorf("%s: what was said before it: %+v", head, found)
+			}
+		}
+	}
+	// In another log such a line is somebody's command.
+	if found := read(t, "journalctl -b -1\n"+bar1); len(found) != 2 || found[0].Past {
+		t.Errorf("%+v", found)
+	}
 	// The past explains nothing of today.
 	if top := Rank(read(t, banner+bar1+banner+nodevices))[0]; top.ID != "smi-no-devices" {
 		t.Errorf("%v", top)

@@ -465,13 +465,31 @@ func (r *run) carryOut(ctx context.Context, items []plan.Item, outcomes map[step
 				return again, nil // what comes behind it is about the guest as it is after that boot
 			}
 		case !changed:
-			return done, r.failed(i, len(items), it, o.Why, "")
+			err := r.failed(i, len(items), it, o.Why, "")
+			r.rest(i+1, items, outcomes)
+			return done, err
 		}
 	}
 	if changed {
 		return again, nil
 	}
 	return done, nil
+}
+
+// rest notes what the guest answered to the proofs behind one that failed: all were asked, and each that failed has
+// its own evidence.
+func (r *run) rest(from int, items []plan.Item, outcomes map[steps.ID]plan.Outcome) {
+	for i := from; i < len(items); i++ {
+		it := items[i]
+		o, asked := outcomes[it.ID]
+		switch {
+		case !it.Fresh || it.Actions != nil || !asked:
+		case o.Met:
+			r.note(i, len(items), it, Met, o.Why, 0)
+		default:
+			r.note(i, len(items), it, Failed, o.Why, 0)
+		}
+	}
 }
 
 // waitedInVain is what a step's own waiting ends with (EX_TEMPFAIL of sysexits.h); the last line that it

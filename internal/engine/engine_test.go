@@ -371,6 +371,27 @@ func TestFailedProofIsAVerificationError(t *testing.T) {
 	}
 }
 
+// All proofs are asked at once, so what those behind the first that failed found is told too, with its evidence.
+func TestEveryProofThatFailedIsInTheReport(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	proof := func(id, check string) plan.Item {
+		return plan.Item{ID: steps.ID(id), Title: "prove", Fresh: true, Check: check}
+	}
+	r, err := l.run(l.config(l.touch("one", false), proof("persistence", "echo persistence is off; exit 1"), proof("speed", "echo 12 GB/s"), proof("cuda", "echo cuInit returned 802; exit 1")))
+	var step *engine.StepError
+	if !errors.As(err, &step) || step.Step != "persistence" {
+		t.Fatalf("error %v", err)
+	}
+	var got []string
+	for _, s := range r.Steps[1:] {
+		got = append(got, string(s.ID)+" "+s.State+" "+s.Detail)
+	}
+	if want := []string{"persistence failed persistence is off", "speed met 12 GB/s", "cuda failed cuInit returned 802"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestWhatAProofFoundIsInTheReport: data goes into the report as JSON and not into what a person is shown, and
 // a proof that finds a failure in its data has failed.
 func TestWhatAProofFoundIsInTheReport(t *testing.T) {

@@ -79,7 +79,8 @@ func TestTheUnitWritesWhatVerifyPrints(t *testing.T) {
 	for name, items := range map[string][]plan.Item{
 		"all met":        {says("one", `the "first"`, "fine", "0", ""), says("two", "it's the second", "", "0", "unused")},
 		"nasty output":   {says("one", "first", nasty, "0", "")},
-		"a failure":      {says("one", "first", "fine", "0", ""), says("two", "second", "it's broken\na second line", "1", "reboot it, \"now\"\\"), says("three", "third", "never told", "0", "")},
+		"a failure":      {says("one", "first", "fine", "0", ""), says("two", "second", "it's broken\na second line", "1", "reboot it, \"now\"\\"), says("three", "third", "told all the same", "0", "")},
+		"two failures":   {says("one", "first", "persistence is off", "1", "switch it on"), says("two", "second", "it's 12 GB/s", "0", ""), says("three", "third", "cuInit returned 802\nthat is all", "1", "read the log")},
 		"nasty failure":  {says("one", "first", nasty, "3", "")},
 		"known failure":  {says("one", "first", "GPU 0: cuInit returned 802 (CUDA_ERROR_SYSTEM_NOT_READY)\nthat is all", "1", "read the log")},
 		"silent failure": {says("one", "first", "", "1", "")},
@@ -168,7 +169,7 @@ func TestABootScriptThatIsCutOffSaysWhichCheckDidNotEnd(t *testing.T) {
 	state := t.TempDir()
 	exit, left, _ := atBoot(t, script, "", state)
 	found, err := report.Read("verify.json", strings.NewReader(string(left)))
-	if err != nil || exit != 5 || len(found[0].Steps) != 2 || found[0].Steps[1].State != engine.Failed {
+	if err != nil || exit != 5 || len(found[0].Steps) != 3 || found[0].Error.Step != "two" || found[0].Steps[1].State != engine.Failed || found[0].Steps[2].State != engine.Met {
 		t.Errorf("exit %d, %v: %s", exit, err, left)
 	}
 }

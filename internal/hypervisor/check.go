@@ -2,8 +2,12 @@ package hypervisor
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"gpuguest/internal/facts"
 )
 
 // Status is what a check came to.
@@ -353,13 +357,86 @@ func checkIDs(h Host, g GPU) Finding {
 	return f
 }
 
+// lostBAR is a BAR that the kernel found no room for. It may have forgotten its size.
+type lostBAR struct {
+	index int
+	size  uint64 // 0 unknown
+	wide  bool   // it is a 64-bit one
+}
+
+func (b lostBAR) on(fn Function) string {
+	if b.size == 0 {
+		return fmt.Sprintf("BAR %d of %s (of unknown size)", b.index, fn.Address)
+	}
+	return fmt.Sprintf("BAR %d of %s (%s)", b.index, fn.Address, size(b.size))
+}
+
+// barLine is what the kernel says of a BAR's place, in its wording since 6.9 and before (drivers/pci/setup-res.c). The
+// last line of a BAR is what became of it.
+var barLine = regexp.MustCompile(`\b([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]): BAR ([0-5])(?: \[([^\]]*)\])?: (can't assign; no space|no space for|failed to assign|assigned)(?: \[([^\]]*)\])?`)
+
+// lost are the BARs of a function that have no addresses: as the kernel's list of resources tells, and of those that
+// it has forgotten, as the registers or the kernel's log do.
+func (h Host) lost(fn Function) []lostBAR {
+	var all []lostBAR
+	listed := map[int]bool{}
+	for _, b := range fn.BARs {
+		if b.Index > 5 {
+			continue
+		}
+		listed[b.Index] = true
+		if b.Flags&resourceMem != 0 && (b.Start == 0 || b.Size == 0 || b.Flags&resourceUnset != 0) {
+			all = append(all, lostBAR{index: b.Index, size: b.Size, wide: b.Flags&resourceMem64 != 0})
+		}
+	}
+	forgotten := map[int]lostBAR{}
+	// Bit 0 is clear for memory, and bits 1 and 2 are 10b for a 64-bit BAR, whatever stands above them (PCI Local Bus
+	// Specification 3.0, 6.2.5.1). A function that is switched off answers with ones only.
+	const off = 1<<32 - 1
+	for i := 0; i < len(fn.Registers) && !fn.bridge() && !slices.Contains(fn.Registers, off); i++ {
+		switch r := fn.Registers[i]; {
+		case r&7 == 4:
+			if !listed[i] {
+				forgotten[i] = lostBAR{index: i, wide: true}
+			}
+			i++
+		case r != 0 && r&1 == 0 && !listed[i]:
+			forgotten[i] = lostBAR{index: i}
+		}
+	}
+	said := map[int]lostBAR{}
+	for _, l := range h.Log {
+		m := barLine.FindStringSubmatch(l)
+		if m == nil || m[1] != fn.Address {
+			continue
+		}
+		i := int(m[2][0] - '0')
+		if delete(said, i); m[4] == "assigned" || listed[i] {
+			continue
+		}
+		b := lostBAR{index: i}
+		for _, w := range strings.Fields(m[3] + " " + m[5]) {
+			if n, err := strconv.ParseUint(w, 0, 64); err == nil {
+				b.size = n
+			}
+			b.wide = b.wide || w == "64bit"
+		}
+		said[i] = b
+	}
+	for i := range 6 {
+		b, is := forgotten[i]
+		if told, ok := said[i]; ok {
+			b, is = told, true
+		}
+		if is {
+			all = append(all, b)
+		}
+	}
+	return all
+}
+
 func checkBARs(h Host, g GPU) Finding {
 	f := Finding{ID: "bars", Device: g.Slot}
-	all := g.bars64()
-	if len(all) == 0 {
-		f.Status, f.Seen = Unknown, "its BARs are not known"
-		return f
-	}
 	sum := uint64(0)
 	var lost []string
 	for _, fn := range g.Functions {
@@ -371,10 +448,17 @@ func checkBARs(h Host, g GPU) Finding {
 			if b.Flags&resourceMem64 != 0 {
 				sum += b.Size
 			}
-			if b.Start == 0 || b.Size == 0 || b.Flags&resourceUnset != 0 {
-				lost = append(lost, fmt.Sprintf("BAR %d of %s (%s)", b.Index, fn.Address, size(b.Size)))
+		}
+		for _, b := range h.lost(fn) {
+			lost = append(lost, b.on(fn))
+			if b.wide && !slices.ContainsFunc(fn.BARs, func(k facts.BAR) bool { return k.Index == b.index }) {
+				sum += b.size
 			}
 		}
+	}
+	if len(g.bars64()) == 0 && len(lost) == 0 {
+		f.Status, f.Seen = Unknown, "its BARs are not known"
+		return f
 	}
 	realloc := false
 	if v, ok := h.arg("pci"); ok {

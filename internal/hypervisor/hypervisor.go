@@ -61,6 +61,7 @@ type Function struct {
 	Virtual   bool        `json:"virtual"`   // is itself a virtual function
 	Mdev      bool        `json:"mdev"`      // a vGPU manager offers mediated devices of it
 	BARs      []facts.BAR `json:"bars"`
+	Registers []uint32    `json:"bar_registers,omitempty"` // the six base address registers of its configuration space; nil unknown
 }
 
 // ID is what vfio-pci's ids parameter goes by.
@@ -258,6 +259,14 @@ func (h *Host) readPCI(l string) error {
 			return err
 		}
 		f.BARs = append(f.BARs, b)
+	case w[0] == "c" && len(w) == 2:
+		for _, word := range strings.Fields(w[1]) {
+			n, err := strconv.ParseUint(word, 16, 32)
+			if err != nil {
+				return errLine
+			}
+			f.Registers = append(f.Registers, uint32(n))
+		}
 	default:
 		return errLine
 	}

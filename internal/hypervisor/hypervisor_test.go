@@ -199,6 +199,64 @@ func TestEachFaultIsFoundWhereItIs(t *testing.T) {
 	}
 }
 
+// The kernel forgets a BAR that it found no room for: its line is zero, as one's that never was. Its register, or the
+// kernel's log, still tells of it.
+func TestABARThatTheKernelForgotIsLost(t *testing.T) {
+	const (
+		slot, dir = "0000:65:00", "sys/bus/pci/devices/0000:65:00.0/"
+		line      = "0x000038a000000000 0x000038a7ffffffff 0x000000000014220c"
+		zero      = "0x0000000000000000 0x0000000000000000 0x0000000000000000"
+		forgotten = "[    1.0] pci 0000:65:00.0: BAR 1 [mem size 0x800000000 64bit pref]: can't assign; no space\n[    1.0] pci 0000:65:00.0: BAR 1 [mem size 0x800000000 64bit pref]: failed to assign\n"
+		older     = "[    1.0] pci 0000:65:00.0: BAR 1: no space for [mem size 0x800000000 64bit pref]\n"
+		found     = "[    2.0] pci 0000:65:00.0: BAR 1 [mem 0x38a000000000-0x38a7ffffffff 64bit pref]: assigned\n"
+		other     = "[    1.0] pci 0000:66:00.0: BAR 1 [mem size 0x800000000 64bit pref]: failed to assign\n"
+	)
+	// Vendor to header type, then the registers: 16 MB below 4 GB, two 64-bit ones, none.
+	config := func(bar1 string) string {
+		return strings.Repeat("\x00", 16) + "\x00\x00\x00\xc8" + bar1 + "\x0c\x00\x00\x00\xa8\x38\x00\x00" + "\x00\x00\x00\x00"
+	}
+	const placed, unplaced, none = "\x0c\x00\x00\x00\xa0\x38\x00\x00", "\x0c\x00\x00\x00\x00\x00\x00\x00", "\x00\x00\x00\x00\x00\x00\x00\x00"
+	for _, c := range []struct {
+		name, config, log string
+		zeroed            bool
+		want              hypervisor.Status
+		seen              string
+	}{
+		{"in its place", config(placed), "", false, hypervisor.OK, "every BAR has its addresses"},
+		{"its line is zero and its register is one", config(unplaced), "", true, hypervisor.Bad, "BAR 1 of 0000:65:00.0 (of unknown size)"},
+		{"its line is zero and the log tells", config(unplaced), forgotten, true, hypervisor.Bad, "BAR 1 of 0000:65:00.0 (32 GB)"},
+		{"the log of an older kernel tells, and the registers are not readable", "", older, true, hypervisor.Bad, "BAR 1 of 0000:65:00.0 (32 GB)"},
+		{"it was given room in the end", config(placed), forgotten + found, false, hypervisor.OK, "every BAR has its addresses"},
+		{"the log tells of another device", config(none), other, true, hypervisor.OK, "every BAR has its addresses"},
+		{"the function is switched off", strings.Repeat("\xff", 64), "", false, hypervisor.OK, "every BAR has its addresses"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			root := plant(t, "intel-l4-clean")
+			if c.zeroed {
+				text, err := os.ReadFile(filepath.Join(root, dir+"resource"))
+				if err != nil || !strings.Contains(string(text), line) {
+					t.Fatalf("%v: %s", err, text)
+				}
+				write(t, filepath.Join(root, dir+"resource"), strings.Replace(string(text), line, zero, 1))
+			}
+			if c.config != "" {
+				write(t, filepath.Join(root, dir+"config"), c.config)
+			}
+			log, err := os.ReadFile(filepath.Join(root, "var/log/dmesg"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(root, "var/log/dmesg"), string(log)+c.log)
+			for _, f := range hypervisor.Check(look(t, root)) {
+				if f.ID == "bars" && f.Device == slot && (f.Status != c.want || !strings.Contains(f.Seen, c.seen)) {
+					t.Errorf("%s: %s", f.Status, f.Seen)
+				}
+			}
+		})
+	}
+}
+
 func TestNothingIsAmissOnACleanHost(t *testing.T) {
 	for _, name := range []string{"intel-l4-clean", "amd-a100"} {
 		for _, f := range hypervisor.Check(look(t, plant(t, name))) {

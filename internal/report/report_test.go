@@ -464,3 +464,18 @@ func TestWhatARunTriedIsToldWithItsFailure(t *testing.T) {
 		t.Errorf("JUnit %+v", c)
 	}
 }
+
+// The failure that ended a run is told as its error; the others stand with their evidence among the steps.
+func TestEachFailureIsToldWithItsEvidence(t *testing.T) {
+	g := Guest{Report: engine.Report{Host: "g", Distro: "Debian", Result: "failed", Error: &engine.Problem{Step: "verify-smi", Message: "verify-smi: persistence mode is Disabled"}, Steps: []engine.StepReport{
+		{ID: "verify-smi", State: engine.Failed, Detail: "persistence mode is Disabled"},
+		{ID: "verify-cuda", State: engine.Failed, Detail: "GPU 0: init: cuInit returned 802\n/dev/nvidia-uvm is missing"},
+	}}, Exit: 5}
+	var b strings.Builder
+	if err := Text(&b, []Guest{g}); err != nil {
+		t.Fatal(err)
+	}
+	if text := b.String(); !strings.Contains(text, "FAILED  verify-cuda  GPU 0: init: cuInit returned 802\n") || !strings.Contains(text, "    /dev/nvidia-uvm is missing\n") || strings.Contains(text, "Disabled") {
+		t.Errorf("%s", text)
+	}
+}

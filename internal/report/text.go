@@ -39,10 +39,20 @@ func one(w io.Writer, g Guest) {
 	}
 	for _, s := range g.Steps {
 		detail, _, _ := strings.Cut(s.Detail, "\n")
-		if s.State == engine.Failed {
-			detail = ""
+		if s.State == engine.Failed && (g.Error == nil || s.ID == g.Error.Step) {
+			detail = "" // it is told with the error
 		}
 		fmt.Fprintf(tab, "  %s\t%s\t%s\n", mark(s.State), s.ID, detail)
+	}
+	tab.Flush()
+	for _, s := range g.Steps {
+		if s.State != engine.Failed || g.Error != nil && s.ID == g.Error.Step || !strings.Contains(s.Detail, "\n") {
+			continue
+		}
+		fmt.Fprintf(w, "  %s:\n", s.ID)
+		for line := range strings.Lines(s.Detail) {
+			fmt.Fprintf(w, "    %s\n", plain(strings.TrimSuffix(line, "\n")))
+		}
 	}
 	for _, m := range g.Remedies {
 		fmt.Fprintf(tab, "  %s\t%s\tfor %s\n", m.Result, m.Remedy, m.Cause)
