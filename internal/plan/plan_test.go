@@ -47,6 +47,7 @@ var goldens = []struct {
 	{"ubuntu2204-a10-vgpu", "ubuntu2204-a10-vgpu", choice.Want{}},
 	{"ubuntu2404-b200", "ubuntu2404-b200", choice.Want{}},
 	{"ubuntu2404-gh200-arm64", "ubuntu2404-gh200-arm64", choice.Want{}},
+	{"ubuntu2404-gh200-arm64-keyring", "ubuntu2404-gh200-arm64", choice.Want{Source: choice.SourceNVIDIA, KeyringSHA256: strings.Repeat("ab", 32), CUDA: "12.9"}},
 	{"ubuntu2404-h100-595", "ubuntu2404-h100", choice.Want{Driver: "595"}},
 	{"ubuntu2404-l4-next-kernel", "ubuntu2404-l4-next-kernel", choice.Want{}},
 	{"ubuntu2404-t4-locked", "ubuntu2404-t4-locked", choice.Want{}},
