@@ -123,6 +123,7 @@ var goldens = []struct {
 	{"centos7-k80-runfile-390-cuda-9.1", "centos7-k80", choice.Want{Runfile: sentDriver, CUDA: "9.1.85", CUDARunfile: sentToolkit}},
 	{"rocky9-l4-runfile", "rocky9-l4", choice.Want{Source: choice.SourceRunfile}},
 	{"rocky9-l4-cuda-auto", "rocky9-l4", choice.Want{CUDA: choice.CUDAAuto}},
+	{"rocky9-l4-runfile-cuda", "rocky9-l4", choice.Want{Source: choice.SourceRunfile, CUDA: "12.8"}},
 	{"rocky8-v100-cuda-auto", "rocky8-v100", choice.Want{CUDA: choice.CUDAAuto}},
 	{"rhel9-h100-secureboot-key", "rhel9-h100-secureboot", choice.Want{Signing: strangeKey}},
 	{"fedora44-b200-runfile-cuda", "fedora44-b200", choice.Want{Source: choice.SourceRunfile, CUDA: "12.9.1", CUDASource: choice.SourceRunfile}},
