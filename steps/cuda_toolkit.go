@@ -103,7 +103,7 @@ func init() {
 		After: []ID{"ready", "rescue"},
 		Wanted: func(in Input) bool {
 			file, _ := in.Distro.ToolkitOnly()
-			return file != "" && in.Choice.CUDA.Source == choice.SourceNVIDIA && in.Choice.Source != choice.SourceNVIDIA
+			return file != "" && toolkitOnly(in)
 		},
 		Check: func(in Input) string {
 			file, text := in.Distro.ToolkitOnly()

@@ -1,14 +1,12 @@
 package steps
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"gpuguest/internal/action"
 	"gpuguest/internal/choice"
 	"gpuguest/internal/facts"
 )
@@ -172,14 +170,25 @@ echo $! >"` + run + `/nvidia-persistenced.pid"
 			}
 		})
 	}
+	// A package's daemon has a unit of its own, which is not written over.
+	found := 0
 	for _, p := range Install() {
-		in := Input{Facts: facts.Facts{Init: facts.Init{Name: "systemd"}}}
-		in.Choice.Source, in.Choice.Persistence.Unit = choice.SourceNVIDIA, "nvidia-persistenced.service"
-		if p.ID == "persistence" && strings.Contains(actions(p.Apply(in)), "/etc/systemd/system/nvidia-persistenced.service\"") {
-			t.Error("the package's own unit is written over")
+		if p.ID != "persistence-service" && p.ID != "persistence-start" {
+			continue
+		}
+		found++
+		for _, init := range []string{"systemd", "upstart", "sysv"} {
+			for source, own := range map[string]bool{choice.SourceNVIDIA: false, choice.SourceDistro: false, choice.SourceRunfile: true} {
+				in := Input{Facts: facts.Facts{Init: facts.Init{Name: init}}}
+				in.Choice.Source = source
+				in.Choice.Persistence.Unit, in.Choice.Persistence.User = "nvidia-persistenced.service", "nvidia-persistenced"
+				if want := own && (p.ID == "persistence-service" || init != "systemd"); p.Wanted(in) != want {
+					t.Errorf("%s, a driver from %s under %s: wanted %v", p.ID, source, init, !want)
+				}
+			}
 		}
 	}
+	if found != 2 {
+		t.Errorf("%d of the two steps", found)
+	}
 }
-
-// actions are the actions of a step in one text.
-func actions(all []action.Action) string { return fmt.Sprintf("%#v", all) }

@@ -96,7 +96,7 @@ func init() {
 				refresh,
 			}
 		},
-		Hint: "see that the guest reaches the repository; --mirror names another one, --source distro does without",
+		Hint: "see that the guest reaches the repository; --repo-mirror names another one, --source distro does without",
 	})
 	register(Step{
 		ID:    "components",
@@ -151,7 +151,16 @@ func repoOf(in Input) (distros.Repo, error) {
 	if in.Choice.Source == choice.SourceDistro {
 		mirror = ""
 	}
-	return in.Distro.Repo(in.Facts.Arch, mirror, in.Want.KeyringSHA256)
+	r, err := in.Distro.Repo(in.Facts.Arch, mirror, in.Want.KeyringSHA256)
+	if toolkitOnly(in) {
+		r = in.Distro.ForToolkits(r, in.Choice.Source)
+	}
+	return r, err
+}
+
+// toolkitOnly tells whether NVIDIA's repository is read for CUDA, and the driver comes from elsewhere.
+func toolkitOnly(in Input) bool {
+	return in.Choice.CUDA.Source == choice.SourceNVIDIA && in.Choice.Source != choice.SourceNVIDIA
 }
 
 func extraSources(in Input) string { return in.Distro.ExtraSources(in.Facts, in.Want.Mirror) }

@@ -26,8 +26,9 @@ func signs(in Input) bool {
 	return in.Want.Signing.Given() && !in.Choice.Signed
 }
 
-// ownModules prints the files of NVIDIA's own modules for $next. The kernel's nvidiafb and its like are none.
-const ownModules = `find "/lib/modules/$next" -name 'nvidia*.ko*' \( -path '*/updates/*' -o -path '*/extra/*' -o -path '*/kernel/drivers/video/nvidia*' \)`
+// ownModules prints the files of NVIDIA's own modules for $next. The kernel's nvidiafb and its like are none, nor is what
+// a power cut left of the signing.
+const ownModules = `find "/lib/modules/$next" -name 'nvidia*.ko*' ! -name '*.gpuguest-tmp*' \( -path '*/updates/*' -o -path '*/extra/*' -o -path '*/kernel/drivers/video/nvidia*' \)`
 
 func init() {
 	register(Step{
@@ -86,6 +87,7 @@ func init() {
 				`	if [ -z "$tool" ] && [ -x "$t" ]; then tool=$t; fi`,
 				`done`,
 				`[ -n "$tool" ] || { echo "the headers of kernel $next bring no sign-file"; exit 1; }`,
+				`find "/lib/modules/$next" -name 'nvidia*.gpuguest-tmp*' -exec rm -f {} +`,
 				ownModules+` | while IFS= read -r f; do`,
 				`	[ "$(modinfo -F signer "$f" 2>/dev/null)" != "$want" ] || continue`,
 				`	new=$f.gpuguest-tmp`,

@@ -288,7 +288,7 @@ func addWant(c *cobra.Command, w *choice.Want) {
 	f.StringVar(&w.Flavor, "flavor", "", "kernel module `FLAVOR`: open or proprietary (default: what the GPU needs)")
 	f.StringVar(&w.Source, "source", "", "where the driver comes from, `SOURCE`: nvidia or distro for packages, runfile for NVIDIA's installer (default: nvidia where it can serve)")
 	f.StringVar(&w.Modules, "modules", "", "how kernel modules come, `HOW`: dkms or precompiled, kmp on SUSE (default: signed ones where Secure Boot is on, else dkms)")
-	f.StringVar(&w.Mirror, "repo-mirror", "", "`URL` that stands for the source's own: for .../compute/cuda/repos of NVIDIA, or for the distribution's archive with --source distro")
+	f.StringVar(&w.Mirror, "repo-mirror", "", "`URL` that stands for the source's own: for .../compute/cuda/repos of NVIDIA, or, for apt, for the distribution's archive with --source distro")
 	f.StringVar(&w.Mirror, "mirror", "", "`URL`: the same as --repo-mirror")
 	f.StringVar(&w.KeyringSHA256, "keyring-sha256", "", "SHA-256, `HEX`, of the mirror's keyring package, when it is not NVIDIA's own")
 	f.StringArrayVar(&w.KernelArgs, "kernel-arg", nil, "extra kernel `ARGUMENT`, as in pci=realloc; may be given more than once")

@@ -19,6 +19,9 @@ import (
 func Make(f facts.Facts, d distros.Distro, w Want) (Choice, error) {
 	r := request{f: f, d: d, w: w, kernel: cmp.Or(f.Kernel.Next, f.Kernel.Running)}
 	c, err := r.driver()
+	if err == nil && w.Mirror != "" && c.Source == SourceDistro && d.RepoFiles != "" {
+		err = &Refusal{What: "--repo-mirror " + w.Mirror + " for " + d.Name + "'s own packages", Reason: "they come from several repositories with addresses and keys of their own: name the mirror in the guest's files in " + d.RepoFiles + ", and leave --repo-mirror out"}
+	}
 	if err == nil {
 		err = r.addToolkit(&c)
 	}

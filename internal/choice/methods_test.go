@@ -174,6 +174,8 @@ func TestMakeRefusesWhatNoInstallerOrToolkitCanBe(t *testing.T) {
 			says: []string{"has no cuda-toolkit-12-0"}, nearest: "--cuda 12.8"},
 		{name: "before the repository's first", as: "fedora:44", gpus: []string{t4}, want: Want{CUDA: "11.8", CUDASource: "nvidia"}, says: []string{"NVIDIA's repository for Fedora 44 begins with CUDA 13.3"}, nearest: "--cuda 13.3"},
 		{name: "behind the repository's last", as: "kylin:V10", gpus: []string{t4}, want: Want{CUDA: "13.3", CUDASource: "nvidia"}, says: []string{"Kylin V10 ends with CUDA 13.1"}, nearest: "--cuda 13.1"},
+		{name: "a mirror of the distribution's own repositories", as: "almalinux:9", gpus: []string{t4}, want: Want{Source: "distro", Mirror: "http://mirror.example/alma"}, edit: func(f *facts.Facts) { f.Kernel.Next = "5.14.0-570.49.1.el9_6.x86_64" },
+			says: []string{"--repo-mirror http://mirror.example/alma", "several repositories", "/etc/yum.repos.d"}},
 		{name: "a C library too old", as: "centos:7", gpus: []string{v100}, want: Want{CUDA: "12.9", Source: "runfile"}, says: []string{"needs glibc 2.27 or newer", "has 2.17"}, nearest: "--cuda 12.6"},
 		{name: "a toolkit's file and none wanted", as: "debian:12", gpus: []string{t4}, want: Want{CUDARunfile: Runfile{Name: "cuda.run", SHA256: "ab"}}, says: []string{"--cuda"}},
 		{name: "a toolkit's file of another release", as: "debian:12", gpus: []string{t4}, want: Want{CUDA: "12.8", CUDARunfile: Runfile{Name: "cuda.run", SHA256: "ab", Version: "12.4.1"}}, says: []string{"holds CUDA 12.4.1"}},
