@@ -201,6 +201,7 @@ func (f *fakeFleet) run(ctx context.Context, args ...string) (code int, stdout, 
 		}}
 		a.addReach(c)
 		b.add(c)
+		a.files.add(c)
 		return c
 	}))
 	root.SetArgs(append([]string{"install", "--inventory", filepath.Join(f.dir, "fleet.yaml"), "--max-reboots", "2", "--busy-wait", "5s"}, args...))
@@ -258,7 +259,9 @@ func TestTwentyGuestsWithFaultsAmongThem(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	logs := t.TempDir()
-	code, out, errs := f.run(ctx, "--serial-reboots", "3", "--log-dir", logs)
+	files := t.TempDir()
+	page, suites, metrics := filepath.Join(files, "all.html"), filepath.Join(files, "all.xml"), filepath.Join(files, "all.prom")
+	code, out, errs := f.run(ctx, "--serial-reboots", "3", "--log-dir", logs, "--html", page, "--junit", suites, "--prometheus", metrics)
 	if code != exitStep {
 		t.Errorf("exit %d, a step failed is the worst", code)
 	}
@@ -282,6 +285,21 @@ func TestTwentyGuestsWithFaultsAmongThem(t *testing.T) {
 	for _, want := range []string{"20 guests: 16 done, 4 failed", "slowest: ", "\ng16 ", "g16: in the guest: the disk filled up", "do: Free space"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the summary lacks %q", want)
+		}
+	}
+	for name, want := range map[string]map[string]int{
+		page:    {"<title>20 guests: 16 done": 1, "step-one: exit 1": 1},
+		suites:  {"<testsuite ": 20, `<testsuite name="g16"`: 1, `<testsuite name="g00"`: 1},
+		metrics: {"\ngpuguest_success{guest=": 20, `gpuguest_success{guest="g00"} 1`: 1, `gpuguest_success{guest="g03"} 0`: 1, `gpuguest_success{guest="g16"} 0`: 1},
+	} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Error(err)
+		}
+		for part, n := range want {
+			if got := strings.Count(string(text), part); got < n || n > 1 && got != n {
+				t.Errorf("%s: %q %d times, want %d", filepath.Base(name), part, got, n)
+			}
 		}
 	}
 	if f.mostDown > 3 || f.mostDown == 0 {

@@ -16,6 +16,7 @@ import (
 
 	"gpuguest/internal/engine"
 	"gpuguest/internal/guest/guesttest"
+	"gpuguest/internal/report"
 )
 
 // slurmConf is a cluster of one node, this machine, on ports of its own and with nothing of the system's.
@@ -128,6 +129,28 @@ func TestSlurm(t *testing.T) {
 	slices.Sort(names)
 	if len(names) != 12 || len(slices.Compact(names)) != 12 {
 		t.Errorf("the tasks worked on %v", names)
+	}
+	shares, _ := filepath.Glob(results + "/*")
+	slices.Sort(shares)
+	page := filepath.Join(dir, "all.html")
+	merge := exec.CommandContext(ctx, program, append([]string{"report", "merge", "--json", "--html", page}, shares...)...)
+	var said bytes.Buffer
+	merge.Stderr = &said
+	out, err := merge.Output()
+	var all report.Document
+	if err == nil {
+		err = json.Unmarshal(out, &all)
+	}
+	if err != nil || len(shares) != 3 || len(all.Guests) != 12 || said.Len() > 0 {
+		t.Fatalf("merge of %v: %v, %d guests\n%s", shares, err, len(all.Guests), &said)
+	}
+	for _, g := range all.Guests {
+		if g.Result != "done" || g.Driver == "" || !slices.Contains(names, g.Host) {
+			t.Errorf("merged: %+v", g.Report)
+		}
+	}
+	if html, err := os.ReadFile(page); err != nil || !strings.Contains(string(html), "12 guests: 12 done") {
+		t.Errorf("the page: %v, %d bytes", err, len(html))
 	}
 }
 

@@ -92,9 +92,15 @@ func (b *bench) arrived(ctx context.Context, sum string) error {
 	return nil
 }
 
+// upload is what is sent, where to and when.
+type upload struct {
+	file, to, sum string
+	turn          func(context.Context) (func(), error) // nil: at once
+}
+
 // workPut is one upload: dial, send, finish.
-func workPut(ctx context.Context, c guest.Config, file, to, sum string) error {
-	st, err := os.Stat(file)
+func workPut(ctx context.Context, c guest.Config, u upload) error {
+	st, err := os.Stat(u.file)
 	if err != nil {
 		return err
 	}
@@ -103,7 +109,7 @@ func workPut(ctx context.Context, c guest.Config, file, to, sum string) error {
 		return err
 	}
 	defer conn.Close()
-	res, err := conn.Put(ctx, guest.File{Path: to, Size: st.Size(), SHA256: sum, Open: func() (io.ReadSeekCloser, error) { return os.Open(file) }})
+	res, err := conn.Put(ctx, guest.File{Path: u.to, Size: st.Size(), SHA256: u.sum, Turn: u.turn, Open: func() (io.ReadSeekCloser, error) { return os.Open(u.file) }})
 	if err == nil && res.Sent != st.Size() {
 		err = fmt.Errorf("%d of %d bytes were sent: the guest had some", res.Sent, st.Size())
 	}

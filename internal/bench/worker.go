@@ -64,7 +64,7 @@ func work(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return workPretend(ctx, rest[0], rest[1], rest[2], first, n)
 	case name == "put" && len(rest) == 4:
-		return workPut(ctx, config(rest[0]), rest[1], rest[2], rest[3])
+		return workPut(ctx, config(rest[0]), upload{file: rest[1], to: rest[2], sum: rest[3]})
 	default:
 		return fmt.Errorf("worker %q: there is no such work", args)
 	}

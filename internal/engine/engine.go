@@ -161,6 +161,7 @@ type run struct {
 	guess   *guess              // what was asked along with them
 	guessed bool                // the last guess was right
 	boots   string              // the kernel that the last reboot was to start, "" none asked for yet
+	booted  int                 // boots that were seen to have come, those asked for among them
 	kept    int                 // raw logs written
 	warned  []string            // what steps warned of, in this run
 	changes map[steps.ID]int    // how often a step had to be brought about since a remedy was last tried
@@ -262,6 +263,9 @@ func (r *run) look(ctx context.Context) error {
 		f, err := facts.Parse(raw)
 		if err != nil {
 			return fmt.Errorf("facts: %w", err)
+		}
+		if old := r.facts.BootID; old != "" && old != f.BootID {
+			r.booted++
 		}
 		r.facts, r.raw = f, raw
 		r.journal, _ = ParseJournal(f.State.Journal)
@@ -500,7 +504,11 @@ const waitedInVain = 75
 // that only a new look at the guest can tell how far it came.
 func (r *run) apply(ctx context.Context, i, of int, it plan.Item) (verdict, error) {
 	if r.changes[it.ID]++; r.changes[it.ID] > 3 {
-		return done, r.failed(i, of, it, "it does not stay as it was put", "")
+		what := "it does not stay as it was put"
+		if n := r.booted - r.report.Reboots; n > 0 {
+			what += fmt.Sprintf("; the guest booted meanwhile without being asked to, boots: %d", n)
+		}
+		return done, r.failed(i, of, it, what, "")
 	}
 	r.tell(Event{Kind: StepBegan, Step: it.ID, Title: it.Title, Index: i + 1, Of: of})
 	if err := r.send(ctx, i, of, it); err != nil {

@@ -467,6 +467,26 @@ func TestGuestThatAlwaysOwesABootIsGivenUp(t *testing.T) {
 	}
 }
 
+// TestGuestThatBootsByItselfIsNamedWithThat: what a step did is gone each time it is looked at.
+func TestGuestThatBootsByItselfIsNamedWithThat(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	flag, id := sh.Quote(filepath.Join(l.root, "flag")), sh.Quote(filepath.Join(l.shell.Dir, "boot_id"))
+	it := plan.Item{ID: "once", Title: "lasts one boot", Check: "cmp -s " + flag + " " + id,
+		Actions: []action.Action{action.Run{Title: "copy", Script: "cp " + id + " " + flag}}}
+	cfg := l.config(it)
+	planned, boots := cfg.Plan, 10
+	cfg.Plan = func(f facts.Facts) (plan.Plan, error) {
+		boots++
+		l.shell.Boot(fmt.Sprintf("boot-%d", boots))
+		return planned(f)
+	}
+	var step *engine.StepError
+	if _, err := l.run(cfg); !errors.As(err, &step) || !strings.Contains(step.What, "does not stay as it was put; the guest booted meanwhile without being asked to, boots: 3") {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestRebootNeverLeavesTheBootOwedAndSaysSo(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
