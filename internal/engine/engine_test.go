@@ -375,6 +375,17 @@ func TestWaitInVainNamesWhatWasWaitedFor(t *testing.T) {
 	}
 }
 
+func TestWhatCannotBeHadIsToldBeforeAnythingChanges(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	no := plan.Item{ID: "available", Title: "look", Refuses: true, Check: "echo there is no such version; exit 1"}
+	_, err := l.run(l.config(no, l.touch("one", false)))
+	var step *engine.StepError
+	if !errors.As(err, &step) || !step.Unsupported || step.Verify || step.What != "there is no such version" || l.work("one") != 0 {
+		t.Errorf("error %v, work done %d times", err, l.work("one"))
+	}
+}
+
 func TestFailedProofIsAVerificationError(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
