@@ -60,3 +60,46 @@ func TestNextBootWantsASignerThatTheKernelTrusts(t *testing.T) {
 		})
 	}
 }
+
+// TestNextBootWantsTheModuleOfThatKernel: a guest is not rebooted into a kernel that has no module, or one that was
+// built for another kernel, of another version or flavor.
+func TestNextBootWantsTheModuleOfThatKernel(t *testing.T) {
+	const next = "6.1.0-50-amd64"
+	words := func(version, license, vermagic string) string {
+		return "version:        " + version + "\nlicense:        " + license + "\nvermagic:       " + vermagic + " SMP preempt mod_unload modversions \nsigner:         \n"
+	}
+	for _, c := range []struct {
+		name, says string
+		modinfo    string // "": modinfo finds no module
+		image      string // the kernel that is in /boot
+		next       string
+	}{
+		{"as planned", "", words("580.95.05", "Dual MIT/GPL", next), next, next},
+		{"no module", "kernel " + next + " has no nvidia module", "", next, next},
+		{"a module of another kernel", "was built for kernel 6.1.0-49-amd64, the next boot starts 6.1.0-50-amd64", words("580.95.05", "Dual MIT/GPL", "6.1.0-49-amd64"), next, next},
+		{"one of a kernel whose name begins so", "was built for kernel 6.1.0-50-amd64-dbg,", words("580.95.05", "Dual MIT/GPL", next+"-dbg"), next, next},
+		{"another flavor", "license is NVIDIA, so it is not the open flavor", words("580.95.05", "NVIDIA", next), next, next},
+		{"another branch", "570.86.15", words("570.86.15", "Dual MIT/GPL", next), next, next},
+		{"no such kernel", "vmlinuz-" + next + " is missing", words("580.95.05", "Dual MIT/GPL", next), "6.1.0-49-amd64", next},
+		{"nobody knows which kernel", "unknown which kernel", words("580.95.05", "Dual MIT/GPL", next), next, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			modinfo := "#!/bin/sh\necho 'modinfo: ERROR: Module nvidia not found.' >&2\nexit 1\n"
+			if c.modinfo != "" {
+				modinfo = "#!/bin/sh\ncat <<'END'\n" + c.modinfo + "END\n"
+			}
+			for name, text := range map[string]string{"modinfo": modinfo, "vmlinuz-" + c.image: "kernel"} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			in := Input{Facts: facts.Facts{Kernel: facts.Kernel{Next: c.next}}}
+			in.Choice = choice.Choice{Branch: 580, Module: "nvidia", License: choice.LicenseOpen, Flavor: choice.FlavorOpen}
+			code, text, _ := ask(t, strings.ReplaceAll(find(t, "next-boot").Check(in), "/boot", dir), "PATH="+dir+":"+os.Getenv("PATH"))
+			if (code == 0) != (c.says == "") || !strings.Contains(text, c.says) {
+				t.Errorf("exit %d: %s", code, text)
+			}
+		})
+	}
+}

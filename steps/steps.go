@@ -65,6 +65,9 @@ type Step struct {
 	// Fresh steps run only when no change waits for a boot. A Fresh step that is not met is a failed
 	// verification.
 	Fresh bool
+	// Refuses: what only the guest can tell, and what cannot be asked for when it is not met. Nothing is changed
+	// before such a step, which has no Apply.
+	Refuses bool
 	// Read takes what the check printed behind DataMark, a line each, and returns what reports carry of it, as
 	// JSON, nil nothing. why, when it is not empty, is what the check itself did not see: then it is not met,
 	// whatever its exit was. nil: the check prints nothing of the kind.

@@ -62,7 +62,7 @@ func exitCode(err error) int {
 	case errors.Is(err, guest.ErrUnreachable), errors.Is(err, guest.ErrAuth), errors.Is(err, guest.ErrHostKey),
 		errors.Is(err, guest.ErrSudo), errors.Is(err, guest.ErrDisconnected), errors.Is(err, guest.ErrNoReboot):
 		return exitUnreachable
-	case errors.Is(err, distros.ErrUnsupported), errors.As(err, &refusal):
+	case errors.Is(err, distros.ErrUnsupported), errors.As(err, &refusal), errors.As(err, &step) && step.Unsupported:
 		return exitUnsupported
 	case errors.As(err, &step) && step.Verify, errors.As(err, &unproved), errors.Is(err, errFatalVerdict):
 		return exitVerify

@@ -38,6 +38,7 @@ func TestEveryErrorHasItsExitCode(t *testing.T) {
 		{guest.ErrDisconnected, 3},
 		{&choice.Refusal{What: "a driver", Reason: "no GPU"}, 4},
 		{fmt.Errorf("%w: rocky:9", distros.ErrUnsupported), 4},
+		{&engine.StepError{Step: "available", What: "NVIDIA's repository has no driver 580.1.1", Unsupported: true}, 4},
 		{&engine.StepError{Step: "verify-smi", What: "exit 9", Verify: true}, 5},
 		{fmt.Errorf("smoke: %w", &oven.BootError{Disk: "a.qcow2", What: "does not boot: kernel panic"}), 5},
 		{&oven.BootError{What: "no answer over SSH within 5m0s", Cause: context.DeadlineExceeded}, 3},

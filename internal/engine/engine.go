@@ -583,7 +583,7 @@ func afterActions(text string) string {
 }
 
 func (r *run) failed(i, of int, it plan.Item, what, text string) error {
-	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh && !it.Late, text: what + "\n" + text}
+	e := &StepError{Step: it.ID, What: what, Hint: it.Hint, Verify: it.Fresh && !it.Late, Unsupported: it.Refuses, text: what + "\n" + text}
 	if text != "" {
 		e.Tail = tail(text, 15)
 	}

@@ -72,6 +72,8 @@ type StepError struct {
 	Tail   string // the end of what it printed
 	Hint   string
 	Verify bool // a proof failed, no work did
+	// Unsupported: what is wanted cannot be had in this guest, which was not changed.
+	Unsupported bool
 
 	Verdict *diagnosis.Verdict // the cause, and where it lies after what was tried; nil unknown
 	Tried   []string           // remedies that did not help, all taken back

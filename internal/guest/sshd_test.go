@@ -90,8 +90,8 @@ func TestOpenSSH(t *testing.T) {
 	}
 
 	// sshd does not confirm the end of a channel whose command ignores the signal.
-	within(t, 10*time.Second, func() {
-		if _, err := c.Run(t.Context(), Command{Script: "trap '' TERM; sleep 5; sleep 5", Timeout: time.Second}); !errors.Is(err, ErrTimeout) {
+	within(t, 50*time.Second, func() {
+		if _, err := c.Run(t.Context(), Command{Script: "trap '' TERM; sleep 30; sleep 30", Timeout: time.Second}); !errors.Is(err, ErrTimeout) {
 			t.Errorf("got %v", err)
 		}
 		if res, err := c.Run(t.Context(), Command{Script: "echo alive"}); err != nil || string(res.Stdout) != "alive\n" {
@@ -106,7 +106,7 @@ func TestOpenSSH(t *testing.T) {
 	mustHold(t, f.Path, data, 0o640)
 
 	// The server's process for this connection is killed under the job.
-	script := "i=0; while [ $i -lt 20 ]; do echo line $i; sleep 0.1; i=$((i+1)); done; exit 7"
+	script := "i=0; while [ $i -lt 20 ]; do echo line $i; sleep 0.5; i=$((i+1)); done; exit 7"
 	var log bytes.Buffer
 	killed := make(chan error, 1)
 	first := true

@@ -40,6 +40,7 @@ type Item struct {
 	Replan  bool            // once it was brought about, the plan is made anew
 	Fresh   bool            // it proves the guest as it runs, so it waits for an owed boot
 	Late    bool            // with Fresh: it changes the guest, and waits only because what it needs takes a boot
+	Refuses bool            // not met, what is wanted cannot be had; nothing is changed before it
 	Hint    string
 	Module  string // the words for modinfo of the module that the check asks about, as others do: "-k RELEASE NAME"; "" none
 
@@ -91,7 +92,7 @@ func Build(in steps.Input, all []steps.Step) (Plan, error) {
 		if s.Check == nil {
 			continue
 		}
-		item := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Replan: s.Replan, Fresh: s.Fresh, Hint: s.Hint}
+		item := Item{ID: s.ID, Title: s.Title, Check: s.Check(in), Replan: s.Replan, Fresh: s.Fresh, Refuses: s.Refuses, Hint: s.Hint}
 		if s.Apply != nil {
 			item.Actions = s.Apply(in)
 		}
