@@ -198,7 +198,7 @@ else
 fi
 
 sec tools
-for f in update-initramfs dracut update-grub grub2-mkconfig grubby systemctl modprobe; do
+for f in update-initramfs dracut update-grub grub2-mkconfig grubby proxmox-boot-tool systemctl modprobe; do
 	for d in /usr/sbin /usr/bin /sbin /bin /usr/local/sbin /usr/local/bin; do
 		if [ -x "$R$d/$f" ]; then
 			out "$f$TAB$d/$f"
@@ -210,5 +210,19 @@ if [ -d "$R/etc/default/grub.d" ]; then out "grub.d$TAB/etc/default/grub.d"; fi
 # The arguments may be there because gpuguest's own file sets them.
 f=/etc/default/grub.d/90-gpuguest-vfio.cfg
 if [ -e "$R$f" ]; then out "grub.d.ours$TAB$f"; fi
+for f in /etc/default/grub /etc/kernel/cmdline; do
+	if [ -e "$R/var/lib/gpuguest/hypervisor-undo/files$f" ]; then out "ours:$f$TAB$f"; fi
+done
+# Proxmox starts by systemd-boot where it was installed for UEFI on ZFS, and then reads /etc/kernel/cmdline.
+if [ -e "$R/etc/kernel/proxmox-boot-uuids" ] && [ -d "$S/firmware/efi" ]; then out "proxmox-boot-uuids$TAB/etc/kernel/proxmox-boot-uuids"; fi
+
+# The files that a boot loader has its arguments from, where there is no folder to put one of our own in.
+sec bootfiles
+for f in /etc/default/grub /etc/kernel/cmdline; do
+	if [ -r "$R$f" ]; then
+		out "f$TAB$f"
+		sed 's/^/|l/' "$R$f"
+	fi
+done
 
 printf '== end\n'

@@ -273,3 +273,53 @@ func TestSMIsDocumentAddsWhatTheFieldsDoNotTell(t *testing.T) {
 		t.Errorf("exit %d, %q:\n%s", code, data, text)
 	}
 }
+
+// bandwidthTest is run for each GPU, and each one's figures are held against its own link.
+func TestBandwidthTestIsRunForEveryGPU(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join("..", "testdata", "outputs", "cuda", "bandwidthtest-gtx1050ti.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, sysfs := t.TempDir(), t.TempDir()
+	// GPU 1 is as slow as one behind a throttled port.
+	slow := strings.NewReplacer("Device 0:", "Device 1:", "9719.0", "971.9", "9.7", "0.9").Replace(string(raw))
+	if slow == string(raw) {
+		t.Fatal("the fixture has no figure to make slow")
+	}
+	for name, text := range map[string]string{"0": string(raw), "1": slow} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tool := filepath.Join(dir, "bandwidthTest")
+	if err := os.WriteFile(tool, []byte("#!/bin/sh\ncat "+dir+"/${1#--device=}\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	in := twoGPUs()
+	for _, g := range in.Facts.GPUs {
+		d := filepath.Join(sysfs, g.Address)
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"current_link_speed": "8.0 GT/s PCIe\n", "current_link_width": "16\n"} {
+			if err := os.WriteFile(filepath.Join(d, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s := samples[slices.IndexFunc(samples, func(s sample) bool { return s.tool == cuda.ToolBandwidthTest })]
+	s.places, s.sources = []string{tool}, nil
+	script := strings.ReplaceAll(s.check(in), "/sys/bus/pci/devices", sysfs)
+	code, text, data := ask(t, script)
+	r := cuda.BandwidthTest(data)
+	if code != 1 || len(r.Devices) != 2 || r.Devices[0].Bandwidth.PinnedH2D < 5 || r.Devices[1].Bandwidth.PinnedH2D > 1 {
+		t.Fatalf("exit %d: %+v: %s", code, r, text)
+	}
+	if !strings.Contains(text, in.Facts.GPUs[1].Address+": link-bandwidth: pinned copies to the GPU reach 0.9") || strings.Contains(text, in.Facts.GPUs[0].Address+": link-bandwidth") {
+		t.Errorf("%s", text)
+	}
+	in.Want.LinkFraction = 0.01
+	if code, text, _ := ask(t, strings.ReplaceAll(s.check(in), "/sys/bus/pci/devices", sysfs)); code != 0 {
+		t.Errorf("a hundredth is asked for: exit %d: %s", code, text)
+	}
+}

@@ -119,7 +119,7 @@ func (s sample) check(in Input) string {
 		`unset CUDA_VISIBLE_DEVICES`,
 		`export CUDA_CACHE_DISABLE=1`,
 		`cd "$t"`,
-		fmt.Sprintf(`code=0; limited %d "$tool" %s || code=$?; cat "$t/said" "$t/errors" >"$t/out"`, s.seconds, s.args))
+		s.run(in))
 	if s.tool == cuda.ToolNVBandwidth {
 		script = append(script,
 			// Releases before 0.5 know no -j.
@@ -134,5 +134,49 @@ func (s sample) check(in Input) string {
 	if s.tool == cuda.ToolDeviceQuery {
 		script = append(script, fmt.Sprintf(`grep -Eq "NumDevs = %s([^0-9]|$)" "$t/out" || { echo "deviceQuery does not see %s GPUs"; exit 1; }`, gpuCount(in), gpuCount(in)))
 	}
+	if s.tool == cuda.ToolBandwidthTest {
+		script = append(script, `[ ! -s "$t/slow" ] || { cat "$t/slow"; exit 1; }`)
+	}
 	return lines(script...)
 }
+
+// run is sh that runs the program and leaves what it printed in $t/out and its exit code in $code. bandwidthTest measures
+// GPU 0 alone, and all together as one sum, so it is run once for each; what is slow for its PCIe link is left in $t/slow.
+func (s sample) run(in Input) string {
+	once := fmt.Sprintf(`code=0; limited %d "$tool" %s || code=$?; cat "$t/said" "$t/errors" >"$t/out"`, s.seconds, s.args)
+	if s.tool != cuda.ToolBandwidthTest {
+		return once
+	}
+	return lines(
+		`export CUDA_DEVICE_ORDER=PCI_BUS_ID`,
+		`code=0`,
+		`i=0`,
+		`for a in `+gpuWords(in)+`; do`,
+		fmt.Sprintf(`	code=0; limited %d "$tool" --device=$i %s || code=$?; cat "$t/said" "$t/errors" >"$t/one"`, s.seconds, s.args),
+		`	cat "$t/one" >>"$t/out"`,
+		`	[ $code -eq 0 ] || break`,
+		`	i=$((i + 1))`,
+		fmt.Sprintf(slowCopies, linkFraction(in)),
+		`done`)
+}
+
+// linkFraction is the part of its PCIe link's bandwidth that a GPU's pinned copies must reach; the probe's default is the
+// same half.
+func linkFraction(in Input) float64 {
+	if in.Want.LinkFraction > 0 {
+		return in.Want.LinkFraction
+	}
+	return 0.5
+}
+
+// slowCopies is sh that holds bandwidthTest's figures in $t/one against the PCIe link of the GPU at $a, as the probe does
+// with its own (assets/cuda/probe.c, read_link). A link that sysfs does not show is unknown, and nothing is judged.
+const slowCopies = `	d=/sys/bus/pci/devices/$a
+	awk -v at="$a" -v speed="$(cat "$d/current_link_speed" 2>/dev/null)" -v width="$(cat "$d/current_link_width" 2>/dev/null)" -v part=%g '
+		BEGIN { gts = speed + 0; gbs = gts * width * (gts <= 5 ? 0.8 : gts <= 32 ? 128 / 130 : 242 / 256) / 8 }
+		/ to (Device|Host) Bandwidth/ { way = /Host to Device/ ? "to" : /Device to Host/ ? "from" : "" }
+		/(PINNED|PAGEABLE) Memory Transfers/ { pinned = /PINNED/ }
+		/Bandwidth\([MG]B\/s\)/ { unit = /MB\/s/ ? 1000 : 1 }
+		gbs && unit && pinned && way != "" && /^[ \t]+[0-9]+[ \t]+[0-9.]+[ \t]*$/ && $2 / unit < part * gbs {
+			printf "%%s: link-bandwidth: pinned copies %%s the GPU reach %%.2f GB/s, which is %%.0f %%%% of the %%.2f GB/s that its PCIe link carries (%%.1f GT/s x%%d); at least %%.0f %%%% is asked for\n", at, way, $2 / unit, 100 * $2 / unit / gbs, gbs, gts, width, 100 * part
+		}' "$t/one" >>"$t/slow"`

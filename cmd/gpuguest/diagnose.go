@@ -216,6 +216,9 @@ func (a *app) guestVerdicts(ctx context.Context) (found, error) {
 		return found{}, err
 	}
 	all.now = append(all.now, v...)
+	if f.Driver.Loaded == "" || len(f.GPUs) == 0 {
+		return all, nil
+	}
 	if slices.ContainsFunc(all.unread, func(why string) bool { return strings.HasPrefix(why, sources[smiSection]+": ") }) {
 		// What hangs one program of the driver hangs the other.
 		all.unread = append(all.unread, "CUDA: not asked, as nvidia-smi does not answer")

@@ -48,12 +48,9 @@ func findings(f facts.Facts) string {
 // about.
 const probeTime = 4 * time.Minute
 
-// proveCUDA runs the CUDA probe once, as verify does, where a driver is loaded. It returns what the catalogue makes of
+// proveCUDA runs the CUDA probe once, as verify does. It returns what the catalogue makes of
 // what it says, and why nothing is known, "" when it is.
 func proveCUDA(ctx context.Context, conn *guest.Conn, f facts.Facts) ([]diagnosis.Verdict, string, error) {
-	if f.Driver.Loaded == "" || len(f.GPUs) == 0 {
-		return nil, "", nil
-	}
 	in, err := installed(f, choice.Want{})
 	if err != nil {
 		return nil, err.Error(), nil

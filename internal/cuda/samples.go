@@ -91,12 +91,17 @@ func DeviceQuery(text string) Report {
 	return r.ended()
 }
 
-// BandwidthTest reads the output of NVIDIA's bandwidthTest, which CUDA had up to 12.8.
+// BandwidthTest reads the output of NVIDIA's bandwidthTest, which CUDA had up to 12.8; of several runs the outputs one
+// after the other.
 func BandwidthTest(text string) Report {
 	r := Report{Tool: ToolBandwidthTest, Result: Error}
 	direction, pageable, unit := "", false, 0.0
+	first, listing, failed := 0, false, false // the run's first GPU, whether its GPUs are being listed, whether one run failed
 	for line := range lines(text) {
 		if m := deviceLine().FindStringSubmatch(line); m != nil {
+			if !listing {
+				first, listing = len(r.Devices), true
+			}
 			r.Devices = append(r.Devices, Device{Index: number(m[1]), Name: m[2]})
 		}
 		if m := directionLine().FindStringSubmatch(line); m != nil {
@@ -113,8 +118,9 @@ func BandwidthTest(text string) Report {
 			if err != nil {
 				continue
 			}
-			// With several GPUs it times them together; their figure stands at the first.
-			b := &r.Devices[0].Bandwidth
+			// With several GPUs in a run it times them together; their figure stands at the first.
+			b := &r.Devices[first].Bandwidth
+			listing = false
 			switch to := math.Round(rate/unit*1e4) / 1e4; {
 			case direction == "Device to Device":
 				b.D2D = to
@@ -133,6 +139,10 @@ func BandwidthTest(text string) Report {
 			r.Result = Fail
 		}
 		r.common(line)
+		failed = failed || r.Result == Fail
+	}
+	if failed {
+		r.Result = Fail
 	}
 	r.Count = len(r.Devices)
 	if r.Result == Pass && r.Count > 0 && r.Devices[0].Bandwidth == (Bandwidth{}) {

@@ -114,7 +114,12 @@ func UndoScript() string {
 	echo "nothing to undo"
 	exit 0
 fi
+again=
 for f in $(recorded); do
+	case $f in
+	/etc/kernel/cmdline) again="proxmox-boot-tool refresh" ;;
+	/etc/default/grub) again="grub2-mkconfig -o /boot/grub2/grub.cfg" ;;
+	esac
 	back "$f"
 done
 if [ -s "$U/args" ] && command -v grubby >/dev/null 2>&1; then
@@ -127,7 +132,12 @@ if command -v update-initramfs >/dev/null 2>&1; then
 elif command -v dracut >/dev/null 2>&1; then
 	dracut --force --regenerate-all
 fi
-if command -v update-grub >/dev/null 2>&1; then update-grub; fi
+if command -v update-grub >/dev/null 2>&1; then
+	update-grub
+elif [ "$again" = "grub2-mkconfig -o /boot/grub2/grub.cfg" ]; then
+	$again
+fi
+if [ "$again" = "proxmox-boot-tool refresh" ]; then $again; fi
 rm -rf "$U"
 echo "reboot the machine to finish"
 `

@@ -24,11 +24,11 @@ func newStage(t *testing.T, tree string) *stage {
 	t.Helper()
 	s := &stage{t: t, root: t.TempDir(), bin: t.TempDir(), host: look(t, plant(t, tree))}
 	s.ran = filepath.Join(s.bin, "ran")
-	for _, c := range []string{"update-initramfs", "update-grub", "dracut", "grubby", "systemctl"} {
+	for _, c := range []string{"update-initramfs", "update-grub", "dracut", "grubby", "systemctl", "grub2-mkconfig", "proxmox-boot-tool"} {
 		write(t, filepath.Join(s.bin, c), "#!/bin/sh\necho \"${0##*/} $*\" >>"+s.ran+"\n[ \"${0##*/}\" != \"${FAIL:-}\" ]\n")
 	}
 	// Debian's tools or Fedora's, not both.
-	for _, c := range []string{"update-initramfs", "update-grub", "dracut", "grubby"} {
+	for _, c := range []string{"update-initramfs", "update-grub", "dracut", "grubby", "grub2-mkconfig", "proxmox-boot-tool"} {
 		if s.host.Tools[c] == "" {
 			if err := os.Remove(filepath.Join(s.bin, c)); err != nil {
 				t.Fatal(err)
@@ -240,6 +240,71 @@ func TestGrubbysArgumentsAreTakenBack(t *testing.T) {
 	}
 	if ran := s.commands(); !strings.Contains(ran, "grubby --update-kernel=ALL --remove-args=intel_iommu=on iommu=pt\n") {
 		t.Errorf("%s", ran)
+	}
+}
+
+// Where there is no folder for a file of our own and no grubby, the file that is there gets the arguments, and is kept
+// for the way back: SUSE's GRUB, an old Debian's, and Proxmox with systemd-boot.
+func TestTheBootLoadersOwnFileGetsTheArguments(t *testing.T) {
+	const defaults = "GRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX=\"quiet\"\n"
+	for _, c := range []struct {
+		name    string
+		tools   map[string]string
+		file    string
+		before  string
+		says    string // of the file after it
+		command string
+	}{
+		{"SUSE", map[string]string{"grub2-mkconfig": "/usr/sbin/grub2-mkconfig"}, "/etc/default/grub", defaults, "'intel_iommu=on iommu=pt'", "grub2-mkconfig -o /boot/grub2/grub.cfg"},
+		{"update-grub without a folder", map[string]string{"update-grub": "/usr/sbin/update-grub"}, "/etc/default/grub", defaults, "'intel_iommu=on iommu=pt'", "update-grub"},
+		{"Proxmox with systemd-boot", map[string]string{"update-grub": "/usr/sbin/update-grub", "grub.d": "/etc/default/grub.d", "proxmox-boot-tool": "/usr/sbin/proxmox-boot-tool", "proxmox-boot-uuids": "/etc/kernel/proxmox-boot-uuids"},
+			"/etc/kernel/cmdline", "root=ZFS=rpool/ROOT/pve-1 boot=zfs\n", "root=ZFS=rpool/ROOT/pve-1 boot=zfs intel_iommu=on iommu=pt\n", "proxmox-boot-tool refresh"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStage(t, "intel-l4-clean")
+			s.host.Cmdline, s.host.Tools = []string{"ro"}, c.tools
+			for name := range c.tools {
+				write(t, filepath.Join(s.bin, name), "#!/bin/sh\necho \"${0##*/} $*\" >>"+s.ran+"\n")
+			}
+			_ = os.Remove(filepath.Join(s.bin, "grubby"))
+			write(t, filepath.Join(s.root, c.file), c.before)
+			if err := os.Chmod(filepath.Join(s.root, c.file), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			s.host.BootFiles = []hypervisor.BootFile{{Path: c.file, Text: c.before}}
+			before := s.files()
+			if out, err := s.apply(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			after := s.files()
+			if ran := s.commands(); !strings.Contains(ran, c.command+"\n") || !strings.Contains(after[c.file], c.says) || strings.Contains(c.file, "grub") && !strings.Contains(after[c.file], c.before) {
+				t.Errorf("ran %s, %s is %s", ran, c.file, after[c.file])
+			}
+			// Looked at again, before and after the reboot, there is nothing to do and nothing to put back.
+			_, text, _ := strings.Cut(after[c.file], " ")
+			s.host.BootFiles[0].Text = text
+			s.host.Tools["ours:"+c.file] = c.file
+			for _, cmdline := range [][]string{{"ro"}, {"ro", "intel_iommu=on", "iommu=pt"}} {
+				s.host.Cmdline = cmdline
+				if out, err := s.apply(); err != nil || out != "nothing to do\n" {
+					t.Errorf("with %v: %v: %s", cmdline, err, out)
+				}
+			}
+			if out, err := s.sh(hypervisor.UndoScript()); err != nil || !same(before, s.files()) || !strings.Contains(s.commands(), c.command+"\n") {
+				t.Errorf("undo: %v: %s", err, out)
+			}
+		})
+	}
+}
+
+// The script tells of those files, and of what an apply left.
+func TestTheBootLoadersFilesAreTold(t *testing.T) {
+	root := plant(t, "intel-l4-clean")
+	write(t, filepath.Join(root, "etc/default/grub"), "A=1\n\tB=\"x y\"\n")
+	write(t, filepath.Join(root, "var/lib/gpuguest/hypervisor-undo/files/etc/default/grub"), "A=1\n")
+	h := look(t, root)
+	if len(h.BootFiles) != 1 || h.BootFiles[0] != (hypervisor.BootFile{Path: "/etc/default/grub", Text: "A=1\n\tB=\"x y\"\n"}) || h.Tools["ours:/etc/default/grub"] == "" {
+		t.Errorf("%+v %v", h.BootFiles, h.Tools)
 	}
 }
 

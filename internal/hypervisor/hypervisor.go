@@ -33,7 +33,14 @@ type Host struct {
 	Functions []Function        `json:"functions"` // every PCI function, by address
 	Windows   []Window          `json:"windows"`   // the root buses' windows
 	Tools     map[string]string `json:"tools"`     // update-initramfs, dracut, … → path
-	Unknown   map[string]string `json:"unknown"`   // section → why it is not (fully) known
+	BootFiles []BootFile        `json:"boot_files"`
+	Unknown   map[string]string `json:"unknown"` // section → why it is not (fully) known
+}
+
+// BootFile is a file that a boot loader has the kernel's arguments from.
+type BootFile struct {
+	Path string `json:"path"`
+	Text string `json:"text"`
 }
 
 // CPU is the first processor.
@@ -120,6 +127,7 @@ func Parse(raw []byte) (Host, error) {
 		{"pci", h.readPCI},
 		{"windows", h.readWindow},
 		{"tools", func(l string) error { return pair(l, h.Tools) }},
+		{"bootfiles", h.readBootFile},
 	} {
 		s, ok := sections[part.name]
 		if !ok {
@@ -149,6 +157,29 @@ func pair(l string, to map[string]string) error {
 	}
 	to[k] = v
 	return nil
+}
+
+// readBootFile reads a file's path, and then a line of it.
+func (h *Host) readBootFile(l string) error {
+	if path, ok := strings.CutPrefix(l, "f\t"); ok {
+		h.BootFiles = append(h.BootFiles, BootFile{Path: path})
+		return nil
+	}
+	text, ok := strings.CutPrefix(l, "l")
+	if !ok || len(h.BootFiles) == 0 {
+		return errLine
+	}
+	h.BootFiles[len(h.BootFiles)-1].Text += text + "\n"
+	return nil
+}
+
+// bootFile is the text of a file that a boot loader has its arguments from; false when the machine has none.
+func (h Host) bootFile(path string) (string, bool) {
+	i := slices.IndexFunc(h.BootFiles, func(f BootFile) bool { return f.Path == path })
+	if i < 0 {
+		return "", false
+	}
+	return h.BootFiles[i].Text, true
 }
 
 func (h *Host) readID(l string) error {

@@ -36,6 +36,8 @@ const (
 	dracutPath   = "/etc/dracut.conf.d/90-gpuguest-vfio.conf"
 	unitPath     = "/etc/systemd/system/gpuguest-vfio-bind.service"
 	grubPath     = "/etc/default/grub.d/90-gpuguest-vfio.cfg"
+	grubFile     = "/etc/default/grub"
+	cmdlineFile  = "/etc/kernel/cmdline"
 )
 
 // reboot is the last of a plan's commands, and the one that is left to a person.
@@ -254,23 +256,43 @@ func (p *Plan) boot(h Host) {
 		}
 	}
 	// The file stays in the plan once it is there, for the kernel has its arguments from it.
-	if h.Cmdline != nil && len(missing) == 0 && h.Tools["grub.d.ours"] == "" {
+	ours := h.Tools["grub.d.ours"] != "" || h.Tools["ours:"+grubFile] != "" || h.Tools["ours:"+cmdlineFile] != ""
+	if h.Cmdline != nil && len(missing) == 0 && !ours {
 		p.Notes = append(p.Notes, "the kernel has its arguments already: "+strings.Join(p.Args, " "))
 		return
 	}
+	const why = "the kernel drives the IOMMU"
+	set := "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"" + sh.Quote(strings.Join(p.Args, " ")) + "\n"
+	grub, hasGrub := h.bootFile(grubFile)
+	cmdline, hasCmdline := h.bootFile(cmdlineFile)
+	// What is there is kept; grub-mkconfig reads the file as a script of the shell, so a line at its end will do.
+	before, _, _ := strings.Cut(grub, written)
+	inGrub := File{Path: grubFile, Mode: "0644", Why: why, Content: before + written + set}
 	switch {
+	case h.Tools["proxmox-boot-tool"] != "" && h.Tools["proxmox-boot-uuids"] != "" && hasCmdline:
+		words := strings.Fields(cmdline)
+		for _, a := range p.Args {
+			words = appendNew(words, a)
+		}
+		p.Files = append(p.Files, File{Path: cmdlineFile, Mode: "0644", Why: why, Content: strings.Join(words, " ") + "\n"})
+		p.Commands = append(p.Commands, "proxmox-boot-tool refresh")
 	case h.Tools["update-grub"] != "" && h.Tools["grub.d"] != "":
-		p.Files = append(p.Files, File{
-			Path: grubPath, Mode: "0644", Why: "the kernel drives the IOMMU",
-			Content: written + "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX \"" + sh.Quote(strings.Join(p.Args, " ")) + "\n",
-		})
+		p.Files = append(p.Files, File{Path: grubPath, Mode: "0644", Why: why, Content: written + set})
+		p.Commands = append(p.Commands, "update-grub")
+	case h.Tools["update-grub"] != "" && hasGrub:
+		p.Files = append(p.Files, inGrub)
 		p.Commands = append(p.Commands, "update-grub")
 	case h.Tools["grubby"] != "":
 		p.grubby = strings.Join(missing, " ")
 		p.Commands = append(p.Commands, "grubby --update-kernel=ALL --args="+sh.Quote(strings.Join(missing, " ")))
+	case h.Tools["grub2-mkconfig"] != "" && hasGrub:
+		p.Files = append(p.Files, inGrub)
+		p.Commands = append(p.Commands, "grub2-mkconfig -o /boot/grub2/grub.cfg")
 	case h.Tools["grub2-mkconfig"] != "":
 		p.Notes = append(p.Notes, "add to GRUB_CMDLINE_LINUX in /etc/default/grub: "+strings.Join(missing, " "))
 		p.Commands = append(p.Commands, "grub2-mkconfig -o /boot/grub2/grub.cfg")
+	case hasCmdline:
+		p.Notes = append(p.Notes, "add these kernel arguments to "+cmdlineFile+" and have the boot entries made anew (kernel-install, bootctl): "+strings.Join(missing, " "))
 	default:
 		p.Notes = append(p.Notes, "no bootloader tool was found: add these kernel arguments by hand: "+strings.Join(missing, " "))
 	}
