@@ -226,8 +226,9 @@ func (d dnf) Manual() string {
 
 // lock is the text that keeps the pin's packages within its branch.
 //
-// dnf 4 reads patterns of name-epoch:version-release.arch; all of NVIDIA's driver packages have epoch 3
-// (dnf-plugins-core versionlock; NVIDIA driver installation guide, version locking). dnf 5 compares
+// dnf 4 reads patterns of name-epoch:version-release.arch; all of NVIDIA's driver packages have epoch 3, the
+// metapackages too (dnf-plugins-core versionlock; NVIDIA driver installation guide, version locking; listed and asked
+// for in public recipes: cuda-drivers-3:570.211.01-1.el9, nvidia-open-3:<version> of amzn2023). dnf 5 compares
 // (dnf5-versionlock(8)).
 func (d dnf) lock(p Pin) string {
 	var b strings.Builder

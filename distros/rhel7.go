@@ -26,6 +26,7 @@ func init() {
 		case "ol":
 			d.Extras = []Extra{releasePackage(m, "EPEL", "ol7_developer_EPEL", "oracle-epel-release-el7")}
 		default:
+			d.Vault = centosReleases["7"]
 			d.Extras = []Extra{centosVault(), releasePackage(m, "EPEL", "epel", "epel-release")}
 			d.Tested = map[string]string{SourceRunfile: "real package manager (dnf 4.14 in yum's place) on a constructed guest, with stand-ins for NVIDIA's installers"}
 		}

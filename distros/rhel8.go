@@ -5,6 +5,7 @@ func init() {
 	for _, d := range rebuilds("8", newDNF("dnf4"), "powertools") {
 		if d.ID == "centos" {
 			d.Name = "CentOS 8" // CentOS Linux 8 and CentOS Stream 8 call themselves alike
+			d.Vault = centosReleases["8"]
 			d.Extras = append([]Extra{centosVault()}, d.Extras...)
 		}
 		d.GCC = 8

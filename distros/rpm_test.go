@@ -521,3 +521,52 @@ func TestVaultIsAskedForTheKernelsOwnMinorRelease(t *testing.T) {
 		}
 	}
 }
+
+// CentOS's kernels do not name their minor release, and yum has to be given the vault by a file.
+func TestCentOSsVaultIsAskedForTheKernelsOwnMinorRelease(t *testing.T) {
+	for _, c := range []struct{ as, release, first string }{
+		{"centos:7", "3.10.0-1062.4.1.el7.x86_64", "https://vault.centos.org/7.7.1908/os/x86_64/"},
+		{"centos:7", "3.10.0-957.el7.x86_64", "https://vault.centos.org/7.6.1810/os/x86_64/"},
+		{"centos:7", "3.10.0-1234.el7.x86_64", ""},
+		{"centos:7", "6.1.0-50.el7.elrepo.x86_64", ""},
+		{"centos:8", "4.18.0-193.28.1.el8_2.x86_64", "https://vault.centos.org/8.2.2004/BaseOS/x86_64/os/"},
+		{"centos:8", "4.18.0-348.el8.x86_64", "https://vault.centos.org/8.5.2111/BaseOS/x86_64/os/"},
+		{"centos:8", "4.18.0-553.6.1.el8.x86_64", ""},
+	} {
+		d, err := For(facts.OS{}, c.as)
+		if err != nil {
+			t.Fatal(err)
+		}
+		urls := d.Vault.URLs(c.release, "x86_64")
+		if c.first == "" && urls != nil || c.first != "" && (len(urls) != 2 || urls[0] != c.first) {
+			t.Errorf("%s, %s: %q", c.as, c.release, urls)
+		}
+	}
+	d, err := For(facts.OS{}, "centos:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, release, says string }{
+		{"known", "3.10.0-1062.4.1.el7.x86_64", "look in the vault"},
+		{"unknown", "3.10.0-1234.el7.x86_64", "is not known, so that the vault is not looked in"},
+	} {
+		m := rpmMachine(t)
+		m.file("RPM-GPG-KEY-CentOS-7", "a key")
+		d.Vault.Keys = filepath.Join(m.root, "RPM-GPG-KEY-CentOS-7")
+		devel := "kernel-devel-" + c.release
+		m.fake("yum", `case $* in
+"-q info "*) exit 1 ;;
+"-y -c "*" install `+devel+`") cp "$3" `+m.root+`/conf ;;
+*) echo "unplanned: yum $*" >&2; exit 99 ;;
+esac`)
+		out, errs, code := m.run(d.FromVault(c.release, "x86_64", "echo refresh", []string{devel}))
+		if code != 0 || !strings.Contains(out, c.says) || strings.Contains(out, "not either") {
+			t.Errorf("%s: exit %d: %s%s", c.name, code, out, errs)
+		}
+		conf, _ := os.ReadFile(filepath.Join(m.root, "conf"))
+		want := "baseurl=https://vault.centos.org/7.7.1908/updates/x86_64/\nenabled=1\ngpgcheck=1\ngpgkey=file://" + d.Vault.Keys + "\n"
+		if strings.Contains(string(conf), want) != (c.name == "known") {
+			t.Errorf("%s: yum was given %q", c.name, conf)
+		}
+	}
+}
