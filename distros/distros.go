@@ -280,15 +280,21 @@ func (d Distro) NewestKernel(release string, f facts.Facts) []string {
 	return d.kernel.newest(release, f)
 }
 
-// KernelPackages returns the installed packages that carry a kernel, its headers, or bring later ones, by name.
-func (d Distro) KernelPackages(release string, f facts.Facts) []string {
-	var found []string
-	for _, p := range slices.Sorted(maps.Keys(f.Packages)) {
-		if d.kernel.carries(p, release, f) {
-			found = append(found, p)
+// KernelPackages returns the packages that carry a kernel, its headers, or bring later ones, by name: those that are
+// installed, and those of headers that are about to be.
+func (d Distro) KernelPackages(release string, f facts.Facts, headers []string) []string {
+	all := slices.Collect(maps.Keys(f.Packages))
+	for _, h := range headers {
+		h = PackageName(h)
+		if d.RepoFiles != "" {
+			// For rpm the kernel's release is no part of the name.
+			bare, _, _ := strings.Cut(release, "+")
+			h = strings.TrimSuffix(h, "-"+bare)
 		}
+		all = append(all, h)
 	}
-	return found
+	slices.Sort(all)
+	return slices.DeleteFunc(slices.Compact(all), func(p string) bool { return !d.kernel.carries(p, release, f) })
 }
 
 // String returns the distribution as --as takes it: "debian:12".

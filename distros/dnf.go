@@ -274,7 +274,17 @@ func (d dnf) Pin(p Pin) string {
 			d.run("module reset ")+sh.Quote(module),
 			d.run("module enable ")+sh.Quote(p.Stream))
 	}
-	if len(p.Names) > 0 {
+	if len(p.Names) == 0 {
+		// A full version was locked, and its branch is enough now: the lock would keep everything else away.
+		file := sh.Quote(d.lockFile())
+		script = append(script,
+			`if grep -qx `+sh.Quote(blockBegin)+` `+file+` 2>/dev/null; then`,
+			`	new=$(mktemp)`,
+			`	sed '/^`+blockBegin+`$/,/^`+blockEnd+`$/d' `+file+` >"$new"`,
+			`	put `+file+` 0644 <"$new"`,
+			`	rm -f "$new"`,
+			`fi`)
+	} else {
 		file := sh.Quote(d.lockFile())
 		start := ""
 		if d.tool == "dnf5" {
@@ -306,7 +316,9 @@ func (d dnf) Pinned(p Pin) string {
 			`fi`,
 			`[ "$stream $state" = `+sh.Quote(stream+" enabled")+` ] || { echo `+sh.Quote("module stream "+p.Stream+" is not enabled")+`; exit 1; }`)
 	}
-	if len(p.Names) > 0 {
+	if len(p.Names) == 0 {
+		script = append(script, `! grep -qx `+sh.Quote(blockBegin)+` `+sh.Quote(d.lockFile())+` 2>/dev/null || { echo "the driver is locked within one version"; exit 1; }`)
+	} else {
 		script = append(script,
 			`[ "$(sed -n '/^`+blockBegin+`$/,/^`+blockEnd+`$/p' `+sh.Quote(d.lockFile())+` 2>/dev/null)" = `+sh.Quote(strings.TrimSuffix(d.lock(p), "\n"))+` ] || { echo `+sh.Quote("versions are not locked within "+p.Within)+`; exit 1; }`)
 	}

@@ -229,6 +229,17 @@ esac`)
 		if out, _, _ := m.run(d.Held()); tool == "dnf4" && strings.TrimSpace(out) != "kernel-core" {
 			t.Errorf("the hold of before is %q", out)
 		}
+		// A stream alone is not in force beside a lock of gpuguest's own: that would keep the stream's packages away.
+		p = Pin{Stream: "nvidia-driver:580-open"}
+		if out, _, code := m.run(d.Pinned(p)); code == 0 || !strings.Contains(out, "locked") {
+			t.Errorf("%s: in force beside a lock: %s", tool, out)
+		}
+		if out, errs, code := m.run(library + d.Pin(p) + "\n" + d.Pinned(p)); code != 0 {
+			t.Errorf("%s: the lock stays: exit %d: %s%s", tool, code, out, errs)
+		}
+		if out, _, _ := m.run(d.Held()); tool == "dnf4" && strings.TrimSpace(out) != "kernel-core" {
+			t.Errorf("the hold of before is %q once the lock is gone", out)
+		}
 	}
 }
 
@@ -295,6 +306,71 @@ func TestKeyIsCheckedWithoutGPG(t *testing.T) {
 		_, errs, code := m.run(CheckKey(c.key, "'"+write("key", c.text)+"'", ""))
 		if (code == 0) != c.ok {
 			t.Errorf("%s: exit %d: %s", c.name, code, errs)
+		}
+	}
+}
+
+func TestKeyThatHasExpiredIsRefused(t *testing.T) {
+	gpg, err := exec.LookPath("gpg")
+	if err != nil {
+		t.Skip("no gpg on this machine to make keys with")
+	}
+	home := filepath.Join(t.TempDir(), "home")
+	if err := os.Mkdir(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(gpg, append([]string{"--homedir", home, "--batch", "--quiet", "--yes", "--pinentry-mode", "loopback", "--passphrase", ""}, args...)...)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("gpg %v: %v", args, err)
+		}
+		return string(out)
+	}
+	t.Cleanup(func() { _ = exec.Command("gpgconf", "--homedir", home, "--kill", "gpg-agent").Run() })
+	fingerprint := func(name string) string {
+		for _, l := range strings.Split(run("--with-colons", "--fingerprint", name), "\n") {
+			if f := strings.Split(l, ":"); f[0] == "fpr" {
+				return f[9]
+			}
+		}
+		t.Fatal("no fingerprint of " + name)
+		return ""
+	}
+	const then = "20200101T000000"
+	run("--faked-system-time", then, "--quick-gen-key", "expired@example.com", "rsa2048", "sign", "30d")
+	run("--faked-system-time", then, "--quick-gen-key", "renewed@example.com", "ed25519", "sign", "30d")
+	run("--faked-system-time", then, "--quick-gen-key", "subkey@example.com", "ed25519", "sign", "never")
+	run("--faked-system-time", "20200102T000000", "--quick-add-key", fingerprint("subkey@example.com"), "ed25519", "sign", "30d")
+	run("--quick-gen-key", "forever@example.com", "ed25519", "sign", "never")
+	run("--quick-gen-key", "years@example.com", "ed25519", "sign", "10y")
+	// What somebody else signs later changes nothing about when a key ends.
+	run("--default-key", "forever@example.com", "--faked-system-time", "20200110T000000", "--ignore-time-conflict", "--ignore-valid-from", "--quick-sign-key", fingerprint("expired@example.com"))
+	expired := run("--armor", "--export", "expired@example.com")
+	binary := run("--export", "expired@example.com")
+	before := run("--armor", "--export", "renewed@example.com")
+	run("--faked-system-time", "20200115T000000", "--quick-set-expire", fingerprint("renewed@example.com"), "0")
+	m := rpmMachine(t)
+	for _, c := range []struct{ name, text, who string }{
+		{"expired", expired, "expired@example.com"},
+		{"expired, without armour", binary, "expired@example.com"},
+		{"before it was renewed", before, "renewed@example.com"},
+		{"renewed", run("--armor", "--export", "renewed@example.com"), ""},
+		{"a key below it expired", run("--armor", "--export", "subkey@example.com"), ""},
+		{"without an end", run("--armor", "--export", "forever@example.com"), ""},
+		{"years ahead", run("--armor", "--export", "years@example.com"), ""},
+		{"a page of HTML", "<html>404</html>\n", ""},
+		{"nothing", "", ""},
+	} {
+		m.file("key", c.text)
+		_, errs, code := m.run("set -eu\n" + KeyInForce("'"+filepath.Join(m.root, "key")+"'", "http://mirror.example/K.pub"))
+		want := ""
+		if c.who != "" {
+			want = "the repository's key " + strings.ToLower(fingerprint(c.who)) + " expired on 2020-01-31: http://mirror.example/K.pub\n"
+		}
+		if errs != want || (code == 0) != (want == "") {
+			t.Errorf("%s: exit %d: %q, want %q", c.name, code, errs, want)
 		}
 	}
 }

@@ -49,7 +49,8 @@ func packageHub(m Manager, name string) Extra {
 // first where Secure Boot asks for a signature; else NVIDIA's metapackage of the branch, whose modules are built
 // in the guest by the package's own scripts.
 func suseOffers(from int, signed []int, fact string) []Offer {
-	persistence := Persistence{Package: "nvidia-persistenced", Unit: "nvidia-persistenced.service"}
+	// Nothing that is known ties the daemon to the driver but its version, and the repository has that of every branch.
+	persistence := Persistence{Package: "nvidia-persistenced={pin}", Unit: "nvidia-persistenced.service"}
 	open := Offer{
 		Source: SourceNVIDIA, Flavor: FlavorOpen, Modules: ModulesKMP, Min: from, Packages: []string{"nvidia-open-{branch}"},
 		Module: "nvidia", Persistence: persistence, Caveat: notLooked,

@@ -1,6 +1,8 @@
 package distros
 
 import (
+	"strings"
+
 	"gpuguest/internal/sh"
 )
 
@@ -33,6 +35,9 @@ func (z zypper) install(verb string, packages []string) string {
 		switch {
 		case w.like != "":
 			after = append(after, w)
+		case w.version != "" && !strings.Contains(w.version, "."):
+			// zypper knows no patterns of versions: of a branch it is the newest below the next.
+			first = append(first, w.name+"<"+next(w.version))
 		case w.version != "":
 			first = append(first, w.name+"="+w.version)
 		default:

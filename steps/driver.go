@@ -100,14 +100,15 @@ func init() {
 }
 
 // displaces tells whether the guest has the same source's driver with modules of another kind, which the planned ones
-// conflict with.
+// conflict with, or of another branch by a package that is named for it: SUSE's metapackages, each of which wants the
+// same packages at a version of its own. apt lets go of such by itself, whatever it is told to install.
 func displaces(in Input) bool {
 	b, err := catalog.BranchOf(in.Facts.Driver.Next.Version)
 	if err != nil {
 		b = in.Choice.Branch
 	}
 	for _, o := range in.Distro.Offers {
-		if o.Source != in.Choice.Source || o.Flavor == in.Choice.Flavor && o.Modules == in.Choice.Modules {
+		if o.Source != in.Choice.Source || in.Distro.RepoFiles == "" && o.Flavor == in.Choice.Flavor && o.Modules == in.Choice.Modules {
 			continue
 		}
 		for _, p := range distros.Expand(o.Packages, distros.Names{Branch: b}) {

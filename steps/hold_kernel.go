@@ -40,7 +40,8 @@ func init() {
 	})
 }
 
-// kernelPackages are the installed packages that carry the next kernel, its headers, or bring later ones.
+// kernelPackages are the packages that carry the next kernel, its headers, or bring later ones. Headers that the same run
+// installs belong to them: by the packages of before they would be held the next time only.
 func kernelPackages(in Input) []string {
-	return in.Distro.KernelPackages(in.Facts.Kernel.Next, in.Facts)
+	return in.Distro.KernelPackages(in.Facts.Kernel.Next, in.Facts, in.Choice.Headers)
 }

@@ -127,7 +127,7 @@ func keyActions(in Input, r distros.Repo) []action.Action {
 	if in.Want.KeyringSent {
 		return []action.Action{
 			action.Send{Path: keyringFile, SHA256: r.KeyringSHA256},
-			action.Run{Title: "keep the key", Script: lines(`put `+sh.Quote(r.Keyring)+` 0644 <`+keyringFile, `rm -f `+keyringFile)},
+			action.Run{Title: "keep the key", Script: lines(distros.KeyInForce(keyringFile, r.KeyringURL), `put `+sh.Quote(r.Keyring)+` 0644 <`+keyringFile, `rm -f `+keyringFile+` `+keyringFile+`.bin`)},
 			imported,
 		}
 	}

@@ -140,6 +140,10 @@ func init() {
 						`exit 0`),
 				})
 			}
+			if len(in.Facts.State.Changed) > 0 {
+				// dnf imports the key of a repository that it takes an old version from, once more.
+				acts = append(acts, action.Run{Title: "purge what that brought along again", Packages: true, Script: m.Quiet(m.Purge(toRemove(in)...))})
+			}
 			return acts
 		},
 		Hint: "a package that was installed later may need one of these: remove that one first, or keep the driver",

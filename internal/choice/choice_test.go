@@ -303,6 +303,11 @@ func TestMakeRefuses(t *testing.T) {
 		{name: "a downgrade within the branch", as: "debian:12", gpus: []string{t4}, want: Want{Driver: "580.95.05"},
 			edit: func(f *facts.Facts) { f.Packages = map[string]string{"nvidia-driver-cuda": "580.105.08-1"} },
 			says: []string{"580.105.08", "not downgraded"}, nearest: "--driver 595"},
+		{name: "a downgrade where the branch is in one name only", as: "sles:15", gpus: []string{t4}, want: Want{Driver: "580"},
+			edit: func(f *facts.Facts) {
+				f.Packages = map[string]string{"nvidia-open-595": "595.71.05-1", "nvidia-compute-utils-G06": "595.71.05-1"}
+			},
+			says: []string{"nvidia-compute-utils-G06 595.71.05", "not downgraded"}, nearest: "--driver 595"},
 		{name: "a version the archive does not have", as: "debian:12", gpus: []string{t4}, want: Want{Driver: "535.104.05", Source: "distro"},
 			edit: func(f *facts.Facts) { f.Offered = map[string]string{"nvidia-kernel-dkms": "535.261.03-1"} },
 			says: []string{"not known to have version 535.104.05"}, nearest: "--driver 535 --source distro"},

@@ -3,6 +3,7 @@ package choice
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -615,6 +616,9 @@ func (r *request) packagesObjection(c candidate) string {
 			}
 		}
 	}
+	if p := r.ahead(c); p != "" {
+		return fmt.Sprintf("the guest has %s %s, and packages are not downgraded unattended: uninstall it first", p, upstream(r.f.Packages[p]))
+	}
 	if c.offer.Modules != ModulesPrecompiled {
 		return ""
 	}
@@ -625,6 +629,27 @@ func (r *request) packagesObjection(c candidate) string {
 	for _, p := range r.expand(c, c.offer.Packages) {
 		if _, offered := r.f.Offered[p]; known && !offered && r.f.Packages[p] == "" && strings.HasSuffix(p, r.kernel) {
 			return fmt.Sprintf("there are no prebuilt modules of branch %d for kernel %s (%s)", c.branch.Number, r.kernel, p)
+		}
+	}
+	return ""
+}
+
+// ahead is a package of the driver that the guest has from the candidate's source, that has one name in all branches and
+// is of a later one; "" when there is none. Where only the metapackage is named for the branch, as SUSE's is, the names
+// of the candidate do not tell. With apt each branch that has names of its own has them for all its packages.
+func (r *request) ahead(c candidate) string {
+	if r.d.RepoFiles == "" {
+		return ""
+	}
+	for _, p := range slices.Sorted(maps.Keys(r.f.Packages)) {
+		b, err := catalog.BranchOf(upstream(r.f.Packages[p]))
+		if err != nil || b <= c.branch.Number || strings.Contains(p, "-"+fmt.Sprint(b)) {
+			continue
+		}
+		for _, mark := range r.d.Marks[c.offer.Source] {
+			if ok, _ := path.Match(mark, p); ok {
+				return p
+			}
 		}
 	}
 	return ""
@@ -713,7 +738,7 @@ func (r *request) choose(c candidate) Choice {
 		ch.License = LicenseOpen
 	}
 	if p := r.expand(c, []string{o.Persistence.Package}); o.Persistence.Package != "" && len(p) == 1 {
-		ch.Persistence.Package = p[0]
+		ch.Persistence.Package = distros.PackageName(p[0])
 		ch.Packages = append(ch.Packages, p[0])
 	}
 	if o.Modules != ModulesPrecompiled {

@@ -70,6 +70,7 @@ type standIn struct {
 	files                  map[string]string // path → content, or the path of a file of this machine behind "@"
 	links                  map[string]string
 	post                   string // what is run behind the installation
+	preun, postun          string // what is run before and behind its removal for good
 }
 
 func (p standIn) nevra() string {
@@ -309,6 +310,12 @@ func (b *builder) rpm(p standIn, dir string) {
 		fmt.Fprintf(&spec, "mkdir -p %%{buildroot}%s && ln -s %s %%{buildroot}%s\n", filepath.Dir(path), to, path)
 		files = append(files, path)
 	}
+	// Folders of its own go with a package.
+	for path := range p.files {
+		if dir := filepath.Dir(path); strings.HasPrefix(dir, "/usr/src/") || strings.HasSuffix(dir, "/updates") {
+			files = append(files, "%dir "+dir)
+		}
+	}
 	slices.Sort(files)
 	for i, f := range files {
 		if strings.HasPrefix(f, "/etc/") {
@@ -317,6 +324,12 @@ func (b *builder) rpm(p standIn, dir string) {
 	}
 	if p.post != "" {
 		spec.WriteString("%post\n" + p.post + "\n")
+	}
+	if p.preun != "" {
+		spec.WriteString("%preun\n[ \"$1\" = 0 ] || exit 0\n" + p.preun + "\n")
+	}
+	if p.postun != "" {
+		spec.WriteString("%postun\n[ \"$1\" = 0 ] || exit 0\n" + p.postun + "\n")
 	}
 	spec.WriteString("%files\n" + strings.Join(files, "\n") + "\n")
 	name := filepath.Join(b.top, "stand-in.spec")
