@@ -125,12 +125,14 @@ func crb(name, ids string) Extra {
 // The ids are those of oamg/leapp-repository (repositories that an upgrade leaves out) and PerfKitBenchmarker's
 // texinfo package; eus-rhui is what yum repolist says on Azure.
 func codeReady(version string) Extra {
+	base := "codeready-builder-for-rhel-" + version + "-"
 	ids := func(eus string) string {
-		base := "codeready-builder-for-rhel-" + version + "-"
-		return base + "[ax]*64" + eus + "-rpms | " + base + "[ax]*64" + eus + "-rhui-rpms | rhui-" + base + "[ax]*64" + eus + "-rhui-rpms | " + base + "rhui-rpms"
+		return base + "[ax]*64" + eus + "-rpms | " + base + "[ax]*64" + eus + "-rhui-rpms | rhui-" + base + "[ax]*64" + eus + "-rhui-rpms | "
 	}
-	e := crb("CodeReady Builder", ids(`"$eus"`))
-	e.IDs = ids("") + " | " + ids("-eus")
+	// This one has no architecture and no EUS.
+	const amazon = "rhui-rpms"
+	e := crb("CodeReady Builder", ids(`"$eus"`)+base+amazon)
+	e.IDs = ids("") + ids("-eus") + base + amazon
 	e.Enable = lines(
 		`eus=`,
 		`case $(`+sections("/etc/yum.repos.d")+`) in *-baseos-eus-*) eus=-eus ;; esac`,
