@@ -98,7 +98,9 @@ func Watched(ctx context.Context, g Guest) (context.Context, func() error) {
 	seen := make(chan error, 1)
 	go func() {
 		err := g.Watch(watched)
-		end(err)
+		if err != nil { // a guest that was told to go off is well, and who told it still waits for the end of that
+			end(err)
+		}
 		seen <- err
 	}()
 	return watched, sync.OnceValue(func() error {
