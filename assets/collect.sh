@@ -49,7 +49,7 @@ take() {
 		}'
 }
 
-# said NAME BYTES COMMAND ...: what a command prints, both streams, and its exit code when it is not 0.
+# told COMMAND ...: what a command prints, both streams, and its exit code when it is not 0.
 told() {
 	$T "$@" 2>&1
 	told_code=$?
@@ -59,6 +59,7 @@ told() {
 	*) echo "(exit $told_code)" ;;
 	esac
 }
+# said NAME BYTES COMMAND ...: that as a section.
 said() {
 	said_name=$1 said_bytes=$2
 	shift 2
